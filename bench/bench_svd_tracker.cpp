@@ -105,7 +105,7 @@ void measure(bench::Harness& harness, Index d, Index k) {
                known.record().errors[i] + certified.record().errors[i] + rounding);
     CHECK(certified.record().errors[i] < 0.05 * 3.0);
   }
-  CHECK(drift.closed());
+  CHECK(drift.is_closed());
   harness.run<T>({{"d", d}, {"k", k}}, peers);
 }
 

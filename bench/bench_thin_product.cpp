@@ -23,7 +23,7 @@ void measure(bench::Harness& harness, Index d, Index k) {
   auto w = check::random_matrix<T>(d, d);
   auto left = check::random_matrix<T>(k, d), right = check::random_matrix<T>(k, d);
   Matrix<T> y(k, d);
-  Descent<T> descent;
+  GradientStep<T> descent;
   descent.scale = T(0.5);
   descent.learning_rate = T(0.1);
   descent.weight_decay = T(1e-3);

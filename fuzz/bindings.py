@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Calls every binding of the compiled core with what nobody should pass: it returns or raises.
+"""Fuzzer of the bindings: calls each of them with invalid arguments, and checks that it returns or raises.
 
-An input is a string of bytes that a call is drawn from: a binding, a proper call of it, and changes to
-its arguments (sizes, precisions, strides, values, types, callbacks). After the call, the bytes around
-each array and all arrays that are only read must be what they were.
+An input is a string of bytes that determines a call: a binding, valid arguments, and changes to these
+(sizes, precisions, strides, values, types, callbacks). After the call, the bytes around each array and
+all read-only arrays must be unchanged.
 
-In a build with ``DLNFAST_FUZZ`` libFuzzer makes the inputs (by way of atheris), guided by counters in
-the core; under AddressSanitizer the bytes around arrays may not even be read. Other builds get random
-inputs. ``nox -s fuzz -- --calls 100000`` builds and runs it all. What was under way where the process
-ended is in the file ``last-input``, and `python fuzz/bindings.py last-input` calls it again.
+In a build with ``DLNFAST_FUZZ``, libFuzzer generates the inputs (through atheris), guided by coverage
+counters in the core. Under AddressSanitizer, reads around arrays are errors as well. Other builds use
+random inputs. ``nox -s fuzz -- --calls 100000`` builds and runs the fuzzer. If the process crashes, the
+file ``last-input`` has the input of that call, and `python fuzz/bindings.py last-input` repeats it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ import numpy as np
 
 from dlnfast._support.dispatch import core
 
-# What a call may raise: LookupError where a list is too short or a named argument is missing.
+# Exceptions that a call may raise: LookupError if a list is too short or a named argument is missing.
 KNOWN_ERRORS = (TypeError, ValueError, MemoryError, ArithmeticError, LookupError)
-# RuntimeErrors about the state of a tracker, and about a callback that does not do its part.
+# Messages of allowed RuntimeErrors: states of a tracker, and a flush callback that does not flush.
 KNOWN_STATES = (
     "already at work in another thread",
     "no factored form to append to",
-    "a flush left records behind",
+    "did not empty the record buffers",
 )
 
 SIZES = (3, 1, 2, 4, 5, 7, 8, 16, 17, 31, 33, 64, 65, 0)
@@ -48,24 +48,24 @@ HUGE = (2**31 - 1, 2**31, 2**32, 2**58)
 
 LAST_INPUT = Path("last-input")
 GUARD = 64  # bytes before and after each array
-SOFT_LIMIT = 1.0  # seconds until a call hears a signal, as from Ctrl-C
-HARD_LIMIT = 20.0  # seconds until the process ends with a traceback
+SOFT_LIMIT = 1.0  # seconds until a signal interrupts the call, like Ctrl-C
+HARD_LIMIT = 20.0  # seconds until the process exits with a traceback
 
 
 class RaisedByCallbackError(Exception):
-    """What callbacks raise; it must come through as it is."""
+    """Raised by callbacks; must propagate unchanged."""
 
 
 class TakesLongError(Exception):
-    """What the signal at the soft limit raises."""
+    """Raised by the signal at the soft limit."""
 
 
 class Finding(Exception):
-    """A call did what no call may do."""
+    """A call violated the rules of this file."""
 
 
 class Draw:
-    """Choices from the bytes of an input, one after the other; the first option once they run out."""
+    """Choices determined by the bytes of an input, in order; the first option when no bytes are left."""
 
     def __init__(self, data: bytes) -> None:
         self._bytes = iter(data)
@@ -86,7 +86,7 @@ class Draw:
         return np.random.default_rng(self.below(256))
 
     def array(self, *shape, dtype=np.float64):
-        """Of ordinary numbers, mostly; also of rank one, and at the ends of the range."""
+        """Return an array, usually standard normal; also constant, identity, and at the ends of the range."""
         kind = self.choose(("normal", "normal", "normal", "zero", "one", "large", "small", "basis"))
         if kind == "zero":
             return np.zeros(shape, dtype)
@@ -100,22 +100,22 @@ class Draw:
         return (scale * self.rng().standard_normal(shape)).astype(dtype)
 
 
-class Laid:
-    """An array to be laid out in some other way than rows one after the other."""
+class WithLayout:
+    """An array with a memory layout other than contiguous rows."""
 
     def __init__(self, array, layout):
         self.array, self.layout = array, layout
 
 
 class Alias:
-    """A place in the memory of another argument."""
+    """An array in the memory of another argument."""
 
     def __init__(self, array, of, shift):
         self.array, self.of, self.shift = array, of, shift
 
 
 class Callback:
-    """A function that does what `kind` says, with the arguments of the call it is passed to."""
+    """A callback of some kind; it may change the arguments of the call that it is passed to."""
 
     KINDS = ("nothing", "stop", "raise", "clear", "again", "text", "infinite", "shape", "dtype", "read-only")
 
@@ -123,34 +123,34 @@ class Callback:
         self.kind, self.matrix = kind, matrix
 
     def bind(self, call, arguments, memory):
-        def callback(*given):
+        def callback(*args):
             kind = self.kind
             if kind == "product":
-                return self.matrix @ given[0]
+                return self.matrix @ args[0]
             if kind == "flush":
                 arguments["arguments"]["counts"][:4] = 0
             elif kind == "raise":
                 raise RaisedByCallbackError
             elif kind == "clear":
-                for _, value in list(leaves(arguments)):
+                for _, value in list(walk(arguments)):
                     if isinstance(value, list | dict):
                         value.clear()
-                memory.forget()
+                memory.release()
             elif kind == "again":
                 self.kind = "nothing"
                 call(**arguments)
             elif kind == "infinite":
-                return np.full_like(given[0], np.inf)
+                return np.full_like(args[0], np.inf)
             elif kind == "shape":
                 return np.ones((1, 1, 1))
             elif kind == "dtype":
-                return np.ones((len(given[0]), 1), np.int8).astype(object)
+                return np.ones((len(args[0]), 1), np.int8).astype(object)
             return {"stop": True, "text": "x", "read-only": np.broadcast_to(0.0, (3, 3))}.get(kind)
 
         return callback
 
 
-# Proper calls. What a call writes is named in OUTPUTS.
+# Valid arguments of each binding. FUNCTIONS below names the arguments that a call may write.
 
 
 def multiply(draw):
@@ -334,7 +334,7 @@ def widths(draw, n_layers):
 
 
 def engine(draw, dtype, chain):
-    """Return what both engines take, for layers of the widths in `chain`."""
+    """Return the arguments shared by both engines, for layers of the widths in `chain`."""
     n_layers, d_in, d_out = len(chain) - 1, chain[0], chain[-1]
     steps, flush_every = draw.choose((3, 0, 1, 2, 7, 40)), draw.choose((0, 0, 0, 1, 2))
     n = steps + flush_every + 4
@@ -389,12 +389,13 @@ def dense_descent(draw):
     chain = widths(draw, draw.choose((2, 1, 3, 4)))
     arguments, weights, n = engine(draw, dtype, chain)
     n_values = draw.choose((2, 0, 2**62))
-    kept = [min(n_values, *w.shape) for w in weights]
+    n_recorded = [min(n_values, *w.shape) for w in weights]
     following, vectors, every = draw.choose((True, False)), draw.choose((True, False)), draw.choose((0, 1, 2))
 
-    def records(dtype, *rest):
+    def records(dtype, *axes):
         return [
-            np.zeros((n, *(axis(w, k) for axis in rest)), dtype) for w, k in zip(weights, kept, strict=True)
+            np.zeros((n, *(axis(w, k) for axis in axes)), dtype)
+            for w, k in zip(weights, n_recorded, strict=True)
         ]
 
     def values(w, k):
@@ -549,7 +550,7 @@ FUNCTIONS = {
     "max_threads": (lambda draw: {}, set()),
     "build_info": (lambda draw: {}, set()),
     "describe_tables": (lambda draw: {}, set()),
-    # What it forbids stays forbidden: `Fuzzer.finish` calls it.
+    # Cannot be undone, so the argument is invalid; `Fuzzer.finish` makes the valid call.
     "forbid_threads": (lambda draw: {"n": 1}, set()),
 }
 
@@ -617,44 +618,44 @@ TRACKERS = {"SvdTracker64": np.float64, "SvdTracker32": np.float32}
 
 BINDINGS = (*FUNCTIONS, *TRACKERS)
 
-# Eigen's JacobiSVD frees its QR factors twice where there was no memory for them. Inside BDCSVD these
-# are of 17 x 16 numbers at most; larger allocations are ours.
+# Eigen's JacobiSVD frees its QR factors twice if their allocation fails. Inside BDCSVD these have at most
+# 17 x 16 numbers; larger allocations are made by the core itself.
 WITH_SVD = {"singular_values", "dense_descent", "follow_branches", *TRACKERS}
 LEAST_WITH_SVD = 4096
 
 
 def every_binding():
-    """Return the names of all that is called, methods and properties as ``class.name``."""
+    """Return the names of all bindings, methods and properties as ``class.name``."""
     methods = (*METHODS, *PROPERTIES)
     return {*BINDINGS, *(f"{tracker}.{name}" for tracker in TRACKERS for name in methods)}
 
 
-# Changes.
+# Mutations of arguments.
 
 
-def leaves(tree, path=()):
-    """Yield (path, value) of all values, containers included."""
+def walk(tree, path=()):
+    """Yield (path, value) of all values in a tree of arguments, containers included."""
     if path:
         yield path, tree
     if isinstance(tree, dict):
         for key, value in tree.items():
-            yield from leaves(value, (*path, key))
+            yield from walk(value, (*path, key))
     elif isinstance(tree, list | tuple):
         for i, value in enumerate(tree):
-            yield from leaves(value, (*path, i))
+            yield from walk(value, (*path, i))
 
 
-def replaced(tree, path, value):
-    """Return a tree with another value at a path."""
+def replace_at(tree, path, value):
+    """Return a copy of the tree with another value at the path."""
     if not path:
         return value
-    first, *rest = path
+    head, *tail = path
     if isinstance(tree, dict):
-        return {k: replaced(v, rest, value) if k == first else v for k, v in tree.items()}
-    return type(tree)(replaced(v, rest, value) if i == first else v for i, v in enumerate(tree))
+        return {k: replace_at(v, tail, value) if k == head else v for k, v in tree.items()}
+    return type(tree)(replace_at(v, tail, value) if i == head else v for i, v in enumerate(tree))
 
 
-def changed_shape(draw, array):
+def mutate_shape(draw, array):
     shape = list(array.shape)
     kind = draw.choose(("axis", "axis", "swap", "drop", "add", "empty", "huge", "huge view"))
     if kind == "axis" and shape:
@@ -669,7 +670,7 @@ def changed_shape(draw, array):
     elif kind == "empty":
         shape = [0] * len(shape)
     elif kind == "huge" and len(shape) > 1:
-        # Nothing is held by an array with an axis of no length.
+        # An array with an empty axis takes no memory.
         shape = [0] * len(shape)
         shape[draw.below(len(shape))] = draw.choose(HUGE)
         return np.empty(shape, array.dtype)
@@ -678,7 +679,7 @@ def changed_shape(draw, array):
     return np.resize(array, shape)
 
 
-def changed_values(draw, array):
+def mutate_values(draw, array):
     array = array.copy()
     flat = array.reshape(-1)
     if flat.size == 0:
@@ -693,7 +694,7 @@ def changed_values(draw, array):
     return array
 
 
-def changed_dtype(draw, array):
+def mutate_dtype(draw, array):
     dtype = np.dtype(draw.choose(DTYPES))
     try:
         with np.errstate(all="ignore"):
@@ -702,7 +703,7 @@ def changed_dtype(draw, array):
         return np.zeros(array.shape, dtype)
 
 
-def changed_list(draw, value):
+def mutate_list(draw, value):
     kind = draw.choose(("shorter", "longer", "none", "empty", "other"))
     items = list(value)
     if kind == "other":
@@ -718,30 +719,28 @@ def changed_list(draw, value):
     return type(value)(items)
 
 
-def changed(draw, tree):
+def mutate(draw, tree):
     """Return the tree of arguments with one change."""
-    places = list(leaves(tree))
-    if not places:
+    nodes = list(walk(tree))
+    if not nodes:
         return {"n": draw.choose(INTEGERS)}
-    path, value = places[(draw.below(256) * 256 + draw.below(256)) % len(places)]
+    path, value = nodes[(draw.below(256) * 256 + draw.below(256)) % len(nodes)]
     huge = isinstance(value, np.ndarray) and max(value.shape, default=0) >= min(HUGE)
     if huge or draw.below(16) == 15:
-        return replaced(tree, path, draw.choose(ODD_VALUES))
+        return replace_at(tree, path, draw.choose(ODD_VALUES))
     if isinstance(value, np.ndarray):
         kind = draw.choose(("values", "layout", "shape", "dtype", "alias"))
         if kind == "alias":
-            others = [other for _, other in places if isinstance(other, np.ndarray)]
+            others = [other for _, other in nodes if isinstance(other, np.ndarray)]
             new = Alias(value, draw.choose(others), draw.choose((0, 8)))
         elif kind == "layout":
-            new = Laid(value, draw.choose(LAYOUTS))
+            new = WithLayout(value, draw.choose(LAYOUTS))
         else:
-            new = {"values": changed_values, "shape": changed_shape, "dtype": changed_dtype}[kind](
-                draw, value
-            )
+            new = {"values": mutate_values, "shape": mutate_shape, "dtype": mutate_dtype}[kind](draw, value)
     elif isinstance(value, bool):
         new = draw.choose((not value, *ODD_VALUES))
     elif path[-1] in ("n_threads", "n"):
-        # Up to 4096 threads would start.
+        # No values from 8 to 4096: so many threads would start.
         new = draw.choose((0, -1, 7, 4097, 2**31 - 1, 2**31, -(2**31), *ODD_VALUES))
     elif isinstance(value, int | float):
         near = (value + 1, value - 1, -value)
@@ -751,7 +750,7 @@ def changed(draw, tree):
             ("none", "rows", "columns", "auto", "dense", "full", "", "\0", "x" * 5000, *ODD_VALUES)
         )
     elif isinstance(value, list | tuple):
-        new = changed_list(draw, value)
+        new = mutate_list(draw, value)
     elif isinstance(value, dict):
         missing = draw.below(max(len(value), 1))
         new = {k: v for i, (k, v) in enumerate(value.items()) if i != missing}
@@ -759,7 +758,7 @@ def changed(draw, tree):
         new = Callback(draw.choose(Callback.KINDS))
     else:
         new = None
-    return replaced(tree, path, new)
+    return replace_at(tree, path, new)
 
 
 # Memory.
@@ -780,7 +779,7 @@ for _function in (_poison, _unpoison):
 
 
 class Guarded:
-    """An array in a buffer of its own, between bytes that nobody may touch."""
+    """An array in a separate buffer, between guard bytes."""
 
     def __init__(self, array, layout="C"):
         shape, item = array.shape, array.itemsize
@@ -795,7 +794,7 @@ class Guarded:
             strides[0] = 0
         reach = [s * (n - 1) for s, n in zip(strides, shape, strict=True)]
         span = sum(map(abs, reach)) + item if array.size else 0
-        # NumPy keeps small buffers for the next array instead of freeing them.
+        # At least 1025 bytes: NumPy caches small buffers instead of freeing them.
         self.bytes = np.full(max(span + 2 * GUARD + 65, 1025), 0xA5, np.uint8)
         self.begin = GUARD + (-self.bytes.ctypes.data) % 64 + (layout == "misaligned")
         self.end = self.begin + span
@@ -806,25 +805,25 @@ class Guarded:
         self.before = self.bytes.tobytes()
 
     def alias(self, array, shift):
-        """Return an array like the one given that begins here, if there is room for it."""
+        """Return an array like `array` in this buffer, if it fits."""
         if array.nbytes + shift > self.end - self.begin:
             shift = 0
         if array.nbytes > self.end - self.begin:
             return self.array
         return np.ndarray(array.shape, array.dtype, self.bytes, self.begin + shift)
 
-    def close(self):
-        """Forbid what lies around the array."""
+    def protect(self):
+        """Poison the bytes around the array."""
         if _poison is not None:
             address = self.bytes.ctypes.data
             _poison(address, self.begin)
             _poison(address + self.end, len(self.bytes) - self.end)
 
-    def open(self):
+    def unprotect(self):
         if _unpoison is not None:
             _unpoison(self.bytes.ctypes.data, len(self.bytes))
 
-    def untouched(self, whole):
+    def is_unchanged(self, whole):
         now = self.bytes.tobytes()
         if whole:
             return now == self.before
@@ -832,31 +831,31 @@ class Guarded:
 
 
 class Memory:
-    """The arrays of a call, each guarded, once however often it is passed."""
+    """The guarded arrays of a call; an array that is passed repeatedly is guarded once."""
 
     def __init__(self):
         self._guarded = {}
         self._paths = defaultdict(list)
         self.aliased = False
 
-    def place(self, tree, path=()):
-        """Return the tree of arguments with its arrays in their places."""
+    def guard_arrays(self, tree, path=()):
+        """Return the tree of arguments with its arrays in guarded buffers."""
         if isinstance(tree, dict):
-            return {key: self.place(value, (*path, key)) for key, value in tree.items()}
+            return {key: self.guard_arrays(value, (*path, key)) for key, value in tree.items()}
         if isinstance(tree, list | tuple):
-            return type(tree)(self.place(value, (*path, i)) for i, value in enumerate(tree))
+            return type(tree)(self.guard_arrays(value, (*path, i)) for i, value in enumerate(tree))
         if isinstance(tree, Alias):
             self.aliased = True
-            place = self._guard(tree.of, "C", path)
-            return tree.array if place is None else place.alias(tree.array, tree.shift)
-        array, layout = (tree.array, tree.layout) if isinstance(tree, Laid) else (tree, "C")
+            guarded = self._guard(tree.of, "C", path)
+            return tree.array if guarded is None else guarded.alias(tree.array, tree.shift)
+        array, layout = (tree.array, tree.layout) if isinstance(tree, WithLayout) else (tree, "C")
         if not isinstance(array, np.ndarray):
             return tree
-        place = self._guard(array, layout, path)
-        return array if place is None else place.array
+        guarded = self._guard(array, layout, path)
+        return array if guarded is None else guarded.array
 
     def _guard(self, array, layout, path):
-        # Objects live elsewhere; views of a few bytes may be huge.
+        # Arrays of objects hold pointers only, and broadcast views may be huge.
         if array.dtype.hasobject or array.nbytes > 1 << 24:
             return None
         key = id(array), layout
@@ -865,25 +864,25 @@ class Memory:
         self._paths[key].append(path)
         return self._guarded[key][0]
 
-    def forget(self):
-        """Free all arrays that nobody else holds."""
-        self.open()
+    def release(self):
+        """Drop the references to all arrays."""
+        self.unprotect()
         self._guarded.clear()
 
-    def close(self):
-        for place, _ in self._guarded.values():
-            place.close()
+    def protect(self):
+        for guarded, _ in self._guarded.values():
+            guarded.protect()
 
-    def open(self):
-        for place, _ in self._guarded.values():
-            place.open()
+    def unprotect(self):
+        for guarded, _ in self._guarded.values():
+            guarded.unprotect()
 
     def check(self, outputs):
-        for key, (place, _) in self._guarded.items():
+        for key, (guarded, _) in self._guarded.items():
             paths = self._paths[key]
-            written = self.aliased or any(part in outputs for path in paths for part in path)
-            if not place.untouched(whole=not written):
-                where = "around" if written else "in"
+            is_output = self.aliased or any(part in outputs for path in paths for part in path)
+            if not guarded.is_unchanged(whole=not is_output):
+                where = "around" if is_output else "in"
                 raise Finding(f"the call wrote {where} the array at {paths[0]}")
 
 
@@ -891,8 +890,8 @@ class Memory:
 
 
 def bind_callbacks(arguments, function, memory):
-    """Put functions in the places of callbacks."""
-    for value in [arguments, *(value for _, value in leaves(arguments))]:
+    """Replace each Callback by its function."""
+    for value in [arguments, *(value for _, value in walk(arguments))]:
         for key, entry in value.items() if isinstance(value, dict) else ():
             if isinstance(entry, Callback):
                 value[key] = entry.bind(function, arguments, memory)
@@ -903,7 +902,7 @@ def _too_long(*_):
 
 
 class Fuzzer:
-    """Makes calls, checks and counts them."""
+    """Makes, checks and counts calls."""
 
     def __init__(self) -> None:
         self.counts = {name: Counter() for name in sorted(every_binding())}
@@ -934,35 +933,35 @@ class Fuzzer:
 
     def _track(self, name, draw):
         rows, cols, dtype = draw.size(), draw.size(), TRACKERS[name]
-        made = self.call(name, getattr(core, name), constructor(draw, rows, cols), set(), draw)
-        if made is None:
+        tracker_object = self.call(name, getattr(core, name), constructor(draw, rows, cols), set(), draw)
+        if tracker_object is None:
             return
-        # Proper calls first, half of the time, for what needs a state.
+        # Valid calls first, half of the time, for methods that need a state.
         methods = draw.choose(((), ("update", "begin_factored", "append")))
-        n_proper = len(methods)
+        n_valid = len(methods)
         methods += tuple(draw.choose(tuple(METHODS)) for _ in range(1 + draw.below(6)))
         for i, method in enumerate(methods):
             arguments = METHODS[method](draw, rows, cols, dtype)
-            changes = Draw(b"") if i < n_proper else draw
-            self.call(f"{name}.{method}", getattr(made, method), arguments, set(), changes)
+            changes = Draw(b"") if i < n_valid else draw
+            self.call(f"{name}.{method}", getattr(tracker_object, method), arguments, set(), changes)
         which = draw.choose(PROPERTIES)
-        self.call(f"{name}.{which}", lambda: getattr(made, which), {}, set(), Draw(b""))
+        self.call(f"{name}.{which}", lambda: getattr(tracker_object, which), {}, set(), Draw(b""))
 
     def call(self, name, function, arguments, outputs, draw):
-        """Return what a call with changed arguments returns; None where it raises."""
+        """Return the result of a call with mutated arguments; None if it raises."""
         for _ in range(draw.choose((0, 1, 1, 1, 1, 2, 2, 3))):
-            arguments = changed(draw, arguments)
+            arguments = mutate(draw, arguments)
         memory = Memory()
-        arguments = memory.place(arguments)
+        arguments = memory.guard_arrays(arguments)
         bind_callbacks(arguments, function, memory)
-        succeeding = draw.choose((-1, -1, -1, -1, draw.below(64)))
+        n_successes = draw.choose((-1, -1, -1, -1, draw.below(64)))
         self.n_calls += 1
         result, error = None, None
-        memory.close()
+        memory.protect()
         signal.setitimer(signal.ITIMER_REAL, SOFT_LIMIT)
         if self._fail_allocation is not None:
             small = name.split(".")[0] not in WITH_SVD
-            self._fail_allocation(succeeding, 0 if small else LEAST_WITH_SVD)
+            self._fail_allocation(n_successes, 0 if small else LEAST_WITH_SVD)
         try:
             result = function(**arguments)
         except (*KNOWN_ERRORS, RaisedByCallbackError, TakesLongError) as raised:
@@ -972,18 +971,18 @@ class Fuzzer:
                 raise
             error = raised
         finally:
-            left = self._fail_allocation(-1, 0) if self._fail_allocation is not None else -1
+            n_left = self._fail_allocation(-1, 0) if self._fail_allocation is not None else -1
             signal.setitimer(signal.ITIMER_REAL, 0.0)
-            memory.open()
+            memory.unprotect()
         memory.check(outputs)
         count = self.counts[name]
         count["returned" if error is None else type(error).__name__] += 1
-        if succeeding >= 0 > left and self._fail_allocation is not None:
+        if n_successes >= 0 > n_left and self._fail_allocation is not None:
             count["allocation failed"] += 1
         return result
 
     def finish(self) -> str:
-        """Return what was done, as text."""
+        """Return a summary of all calls."""
         os.close(self._last)
         LAST_INPUT.unlink()
         core.forbid_threads()
@@ -998,14 +997,14 @@ class Fuzzer:
                 f"{name:38}{sum(shown.values()):8}  " + ", ".join(f"{k} {n}" for k, n in shown.items())
             )
         lines.append(", ".join(f"{kind} {n}" for kind, n in total.most_common()))
-        places = "none (not a build for fuzzing)" if self._n_reached is None else str(self._n_reached())
-        lines.append(f"allocations made to fail: {failed}; places of the core reached: {places}")
+        blocks = "none (not a build for fuzzing)" if self._n_reached is None else str(self._n_reached())
+        lines.append(f"allocations made to fail: {failed}; basic blocks of the core reached: {blocks}")
         lines.append(f"{self.n_calls} calls in {time.monotonic() - self._began:.0f} seconds, no finding")
         return "\n".join(lines)
 
 
 def inputs(seed: int):
-    """Yield inputs without end: each binding in turn, first as it should be called."""
+    """Yield endless inputs: each binding in turn, first with valid arguments."""
     rng = np.random.default_rng(seed)
     for i in range(len(BINDINGS)):
         yield bytes([i])
@@ -1014,8 +1013,8 @@ def inputs(seed: int):
             yield bytes([i]) + rng.bytes(int(rng.integers(8, 256)))
 
 
-def guided(fuzzer: Fuzzer, calls: int, seed: int, register) -> None:
-    """Let libFuzzer make the inputs; does not return."""
+def run_guided(fuzzer: Fuzzer, calls: int, seed: int, register) -> None:
+    """Run libFuzzer; does not return."""
     import atheris
     from atheris import core_with_libfuzzer as engine
 
@@ -1023,7 +1022,7 @@ def guided(fuzzer: Fuzzer, calls: int, seed: int, register) -> None:
         fuzzer.run(data)
         if fuzzer.n_calls >= calls:
             print(fuzzer.finish(), flush=True)
-            os._exit(0)  # libFuzzer ends only so
+            os._exit(0)  # the only way to stop libFuzzer
 
     with tempfile.TemporaryDirectory() as folder:
         for i, data in zip(range(8 * len(BINDINGS)), inputs(seed), strict=False):
@@ -1040,9 +1039,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--unguided", action="store_true", help="random inputs, in any build")
-    parser.add_argument("--memory", type=float, help="GB of address space beyond what is in use")
-    parser.add_argument("files", nargs="*", type=Path, help="inputs to call once more")
+    parser.add_argument("--unguided", action="store_true", help="use random inputs in any build")
+    parser.add_argument("--memory", type=float, help="GB of address space in addition to the current use")
+    parser.add_argument("files", nargs="*", type=Path, help="inputs to repeat")
     options = parser.parse_args()
     faulthandler.enable()
     if options.memory is not None:
@@ -1056,7 +1055,7 @@ def main() -> None:
             data = file.read_bytes()
             fuzzer.run(data[4 : 4 + int.from_bytes(data[:4], "little")])
     elif register is not None and not options.unguided:
-        guided(fuzzer, options.calls, options.seed, register)
+        run_guided(fuzzer, options.calls, options.seed, register)
     else:
         for data in inputs(options.seed):
             fuzzer.run(data)

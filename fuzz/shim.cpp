@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-// What a build for fuzzing adds to an extension module (DLNFAST_FUZZ): counters of the places that a
-// call reaches, in libFuzzer's format, and allocations that fail on request.
+// Additions to an extension module that is built for fuzzing (DLNFAST_FUZZ): coverage counters in
+// libFuzzer's format, and allocations that fail on request.
 //
-// GCC calls __sanitizer_cov_trace_pc at every block; the address it returns to is that block's name.
-// The module is linked with --wrap=malloc and -Bsymbolic-functions, so that its own allocations, and
-// only these, pass through here.
+// GCC calls __sanitizer_cov_trace_pc at every basic block; its return address identifies the block.
+// The module is linked with --wrap=malloc and -Bsymbolic-functions, so that its own allocations,
+// and only these, go through this file.
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -22,21 +22,21 @@ namespace {
 constexpr int bits = 17;
 constexpr std::size_t n_counters = std::size_t{1} << bits;
 
-struct Place {
+struct Block {
   std::uintptr_t address;
   std::uintptr_t flags;
 };
 
-std::uint8_t counters[n_counters];  // of this call; libFuzzer clears them
-std::uint8_t reached[n_counters];   // ever
-Place places[n_counters];
+std::uint8_t counters[n_counters];  // of the current call; libFuzzer clears them
+std::uint8_t reached[n_counters];   // by any call
+Block blocks[n_counters];
 
-std::atomic<long> n_successes{-1};  // allocations until one fails; negative: none does
+std::atomic<long> n_successes{-1};  // allocations before the failing one; negative: none fails
 std::atomic<std::size_t> least_size{0};
 
 }  // namespace
 
-// Threads may lose counts to each other; whether a place was reached is never lost.
+// Concurrent threads may lose counts, but not the fact that a block was reached.
 extern "C" DLNFAST_UNTRACED void __sanitizer_cov_trace_pc() {
   const auto address = reinterpret_cast<std::uintptr_t>(__builtin_return_address(0));
   const auto offset =
@@ -46,22 +46,24 @@ extern "C" DLNFAST_UNTRACED void __sanitizer_cov_trace_pc() {
   reached[i] = 1;
 }
 
-// Hands the counters to libFuzzer, by its functions __sanitizer_cov_8bit_counters_init and _pcs_init.
+// Registers the counters with libFuzzer, by its functions __sanitizer_cov_8bit_counters_init and
+// _pcs_init.
 DLNFAST_EXPORTED void dlnfast_register_counters(void (*counters_init)(std::uint8_t*, std::uint8_t*),
-                                                void (*places_init)(const void*, const void*)) {
-  for (std::size_t i = 0; i < n_counters; ++i) places[i] = {i + 1, 0};
+                                                void (*blocks_init)(const void*, const void*)) {
+  for (std::size_t i = 0; i < n_counters; ++i) blocks[i] = {i + 1, 0};
   counters_init(counters, counters + n_counters);
-  places_init(places, places + n_counters);
+  blocks_init(blocks, blocks + n_counters);
 }
 
 DLNFAST_EXPORTED int dlnfast_n_reached() {
   int n = 0;
-  for (const std::uint8_t place : reached) n += place;
+  for (const std::uint8_t block : reached) n += block;
   return n;
 }
 
-// The allocation after `n` more fails, once, where only those of at least `size` bytes count; a negative
-// n takes the request back. Returns what was left of the last one: negative if its allocation failed.
+// Lets the allocation after `n` further ones fail, once. Only allocations of at least `size` bytes
+// count. A negative n cancels the request. Returns the remaining count of the previous request:
+// negative if its allocation failed.
 DLNFAST_EXPORTED long dlnfast_fail_allocation(long n, std::size_t size) {
   least_size = size;
   return n_successes.exchange(n);
@@ -72,7 +74,7 @@ extern "C" DLNFAST_UNTRACED void* __wrap_malloc(std::size_t size) {
   return __real_malloc(size);
 }
 
-// Under AddressSanitizer, its own operator new ends the process where there is no memory.
+// AddressSanitizer's operator new terminates the process when memory is exhausted; this one throws.
 DLNFAST_UNTRACED void* operator new(std::size_t size) {
   void* memory = std::malloc(size > 0 ? size : 1);
   if (memory == nullptr) throw std::bad_alloc();

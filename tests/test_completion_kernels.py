@@ -469,7 +469,7 @@ def test_descent_on_observations_finishes(core, kind):
             OBSERVATIONS["observed"]
             | {"input_gram": np.eye(2), "input_factor": np.eye(2), "factor_target": np.eye(2)},
             ValueError,
-            "input_gram is given beside observations",
+            "input_gram is passed together with observations",
         ),
     ],
 )

@@ -80,7 +80,7 @@ def test_misaligned_products_of_operators_are_refused(core):
 def test_too_many_threads_are_refused(core, n_threads):
     """OpenMP would abort the process."""
     a = np.ones((3, 3))
-    with pytest.raises(ValueError, match=f"{n_threads} threads are asked for; wanted at most 4096"):
+    with pytest.raises(ValueError, match=f"{n_threads} threads are requested; wanted at most 4096"):
         core.multiply(a, False, a, False, np.empty((3, 3)), n_threads)
     with pytest.raises(ValueError, match="wanted at most 4096"):
         core.set_num_threads(n_threads)

@@ -85,7 +85,7 @@ std::vector<Result> batch(const std::vector<Stack<const T>>& cores, const BatchA
 py::dict describe_tables() {
   py::dict tables;
   describe<BuildInfo>(tables);
-  describe<Descent<float>>(tables);
+  describe<GradientStep<float>>(tables);
   describe<TrackerSettings>(tables);
   describe<TrackerRecord, true>(tables);
   describe<DenseArguments<float>>(tables);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The types of the core in Python: `annotation` names them for docstrings and stub, `read` converts an
-// argument, `to_python` a result. A table, a struct that lists its fields (dlnfast/fields.hpp), is a dictionary.
+// argument, `to_python` a result. A table, a struct that lists its fields (dlnfast/reflection.hpp), is a dictionary.
 #pragma once
 
 #include <pybind11/stl.h>

@@ -29,19 +29,19 @@ template <class T>
 Index extend_basis(MatrixRef<T> basis, Index n_basis, MatrixRef<T> block, double tolerance,
                    ArrayRef<double, 1> lengths, const Context& context) {
   require_shape(basis, basis.rows, block.cols, "the basis");
-  const Index room = std::min(block.rows, block.cols);
-  if (n_basis < 0 || n_basis > basis.rows - room) {
+  const Index max_added = std::min(block.rows, block.cols);
+  if (n_basis < 0 || n_basis > basis.rows - max_added) {
     throw ShapeError("the basis has " + std::to_string(basis.rows) + " rows; wanted " +
-                     std::to_string(n_basis) + " + " + std::to_string(room));
+                     std::to_string(n_basis) + " + " + std::to_string(max_added));
   }
   const auto filled = [&](Index n) { return basis.block(0, 0, n, basis.cols); };
-  require_room(lengths, room, {}, "lengths");
+  require_room(lengths, max_added, {}, "lengths");
   project_out<T>(block, filled(n_basis), context);
 
   auto remaining = block.map();
   Index added = 0;
-  while (added < room && n_basis + added < block.cols) {
-    context.breathe();
+  while (added < max_added && n_basis + added < block.cols) {
+    context.poll();
     Index longest = 0;
     double length = -1.0;
     for (Index i = 0; i < block.rows; ++i) {
@@ -53,13 +53,13 @@ Index extend_basis(MatrixRef<T> basis, Index n_basis, MatrixRef<T> block, double
     }
     if (!(length > tolerance)) break;
     const Index n = n_basis + added;
-    MatrixRef<T> fresh = basis.block(n, 0, 1, basis.cols);
-    fresh.map() = remaining.row(longest) / static_cast<T>(length);
-    project_out<T>(fresh, filled(n), context);
-    fresh.map() /= fresh.map().norm();
+    MatrixRef<T> new_row = basis.block(n, 0, 1, basis.cols);
+    new_row.map() = remaining.row(longest) / static_cast<T>(length);
+    project_out<T>(new_row, filled(n), context);
+    new_row.map() /= new_row.map().norm();
     remaining.row(longest).setZero();
     for (Index i = 0; i < block.rows; ++i) {
-      remaining.row(i) -= remaining.row(i).dot(fresh.map().row(0)) * fresh.map().row(0);
+      remaining.row(i) -= remaining.row(i).dot(new_row.map().row(0)) * new_row.map().row(0);
     }
     lengths.data[added++] = length;
   }
@@ -68,9 +68,9 @@ Index extend_basis(MatrixRef<T> basis, Index n_basis, MatrixRef<T> block, double
 
 namespace {
 
-// Replaces the rows by L^{-1} rows, where L L^T is their Gram matrix. Returns the least entry of L's
-// diagonal, 1 for orthogonal rows. Returns 0 and does not change the rows where they are so nearly dependent
-// that a second pass would not make them orthonormal.
+// Replaces the rows by L^{-1} rows, where L L^T is their Gram matrix. Returns the smallest diagonal
+// entry of L, which is 1 for orthogonal rows. Returns 0, with unchanged rows, if they are so close
+// to dependent that a second pass would not make them orthonormal.
 template <class T>
 double whiten_rows(MatrixRef<T> block, Matrix<T>& scratch, const Context& context) {
   constexpr double least_pivot = 0.05;
@@ -102,7 +102,7 @@ Index orthonormalize(MatrixRef<T> block, Random& random, const Context& context)
   bool any_zero = false;
   for (Index i = 0; i < k; ++i) {
     auto row = block.map().row(i);
-    // Scaled by the largest entry first: squares of very small numbers vanish.
+    // Scale by the largest entry first, because squares of very small numbers underflow.
     const T largest = row.cwiseAbs().maxCoeff();
     if (largest == T(0)) {
       any_zero = true;
@@ -113,7 +113,8 @@ Index orthonormalize(MatrixRef<T> block, Random& random, const Context& context)
   }
   Matrix<T> scratch;
   if (!any_zero) {
-    // Rounding errors are divided by the square of the pivot: nearly orthogonal rows need no second pass.
+    // The rounding errors grow by the inverse square of the pivot: nearly orthogonal rows need no
+    // second pass.
     constexpr double nearly_orthogonal = 0.7;
     const double pivot = whiten_rows<T>(block, scratch, context);
     if (pivot > nearly_orthogonal) return k;
@@ -126,9 +127,9 @@ Index orthonormalize(MatrixRef<T> block, Random& random, const Context& context)
   const Index rank =
       extend_basis<T>(block, 0, MatrixRef<T>(scratch), tolerance, as_array(lengths), context);
   for (Index n = rank; n < k;) {
-    Matrix<T> fresh(k - n, block.cols);
-    random.fill(MatrixRef<T>(fresh));
-    n += extend_basis<T>(block, n, MatrixRef<T>(fresh), 1e-3, as_array(lengths), context);
+    Matrix<T> new_rows(k - n, block.cols);
+    random.fill(MatrixRef<T>(new_rows));
+    n += extend_basis<T>(block, n, MatrixRef<T>(new_rows), 1e-3, as_array(lengths), context);
   }
   return rank;
 }

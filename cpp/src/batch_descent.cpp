@@ -17,7 +17,7 @@
 namespace dlnfast {
 namespace {
 
-// Wider cores fill vectors well enough one by one.
+// Larger cores use whole vectors also one run at a time.
 constexpr Index widest_in_lanes = 8;
 
 template <class T>
@@ -35,7 +35,7 @@ void require_stack(const Stack<T>& stack, Index n, Index rows, Index cols,
 struct BatchSizes {
   Index runs = 0;
   Index layers = 0;
-  Index widest = 0;  // of the widths
+  Index widest = 0;  // largest width
   Index scalars = 0;
   Index records = 0;
 };
@@ -112,7 +112,7 @@ bool any_nonzero(const MatrixRef<const double>& m) {
   return false;
 }
 
-// Everything that the workers read, and where they write.
+// Input and output of all workers.
 template <class T>
 struct Job {
   const Batch<T>& batch;
@@ -130,7 +130,7 @@ struct Job {
   double* rho_record(Index run, Index record) const { return records.rho_records[run].row(record); }
 };
 
-// One member of the team: it works off some of the tasks.
+// One thread of the team, which runs some of the tasks.
 class Worker {
  public:
   virtual ~Worker() = default;
@@ -152,7 +152,7 @@ class LaneScalars {
       Family family;
       family.length = span.length;
       const Index f = static_cast<Index>(families_.size());
-      family.coupled = any_nonzero(coupling.block(0, f, coupling.rows, 1));
+      family.is_coupled = any_nonzero(coupling.block(0, f, coupling.rows, 1));
       families_.push_back(family);
       for (Index i = 0; i < span.length; ++i) {
         scalars_.emplace_back();
@@ -203,8 +203,9 @@ class LaneScalars {
     return largest;
   }
 
-  // Adds what the scalars contribute, NaN where one is not finite, and prepares `update`: gradients
-  // are products of the others' squares, here those from the left. No division.
+  // Adds the losses of the scalars, NaN if one is not finite, and prepares `update`. A gradient is
+  // the product of the squares of the other scalars; this pass computes the product of those on the
+  // left. No division.
   void add_loss(double* loss) {
     for (int i = 0; i < lanes; i += P::size) {
       Vector total = P::load(loss + i);
@@ -215,7 +216,7 @@ class LaneScalars {
         for (; s < end; ++s) {
           const Vector rho = P::load(s->rho.a + i);
           total += 0.0 * rho;
-          if (!family.coupled) continue;
+          if (!family.is_coupled) continue;
           P::store(s->gradient.a + i, left * rho);
           left *= rho * rho;
         }
@@ -235,7 +236,7 @@ class LaneScalars {
         for (Scalar* s = begin + family.length; s-- > begin;) {
           const Vector rho = P::load(s->rho.a + i);
           Vector gradient = {};
-          if (family.coupled) {
+          if (family.is_coupled) {
             const Vector others = P::load(s->gradient.a + i) * right;
             gradient = strength != 0.0 ? others * strength : gradient;
             right *= rho * rho;
@@ -253,9 +254,9 @@ class LaneScalars {
   };
   struct Family {
     Index length = 0;
-    bool coupled = false;  // in any run
-    Values strength;       // of the gradients: c s
-    Values energy;         // c s m / 2
+    bool is_coupled = false;  // in any run
+    Values strength;          // of the gradients: c s
+    Values energy;            // c s m / 2
   };
   struct Scalar {
     Index layer = 0;
@@ -269,9 +270,9 @@ class LaneScalars {
       velocity += P::load(s.momentum.a + i) * P::load(s.velocity.a + i);
       P::store(s.velocity.a + i, velocity);
     }
-    const Vector wanted = -P::load(s.rate.a + i) * velocity - P::load(s.compensation.a + i);
-    const Vector sum = rho + wanted;
-    P::store(s.compensation.a + i, (sum - rho) - wanted);
+    const Vector corrected = -P::load(s.rate.a + i) * velocity - P::load(s.compensation.a + i);
+    const Vector sum = rho + corrected;
+    P::store(s.compensation.a + i, (sum - rho) - corrected);
     P::store(s.rho.a + i, sum);
   }
 
@@ -280,7 +281,7 @@ class LaneScalars {
   std::vector<Scalar> scalars_;
 };
 
-// Whatever the widths: the smallest kernel that holds them, or none.
+// Returns the smallest kernel for these widths, or null.
 template <class T>
 std::unique_ptr<LaneCores<T>> lane_cores(Index widest, Index n_layers,
                                          const LaneFeatures& features) {
@@ -294,7 +295,7 @@ std::unique_ptr<LaneCores<T>> lane_cores(Index widest, Index n_layers,
 template <class T>
 class LaneWorker final : public Worker {
   static constexpr int lanes = LaneCores<T>::lanes;
-  static constexpr Index block = 16;  // steps whose losses wait until they are written, run by run
+  static constexpr Index block = 16;  // steps per write: losses are written run by run
 
  public:
   LaneWorker(const Job<T>& job, Monitor& monitor)
@@ -330,7 +331,7 @@ class LaneWorker final : public Worker {
         n_records_[lane] = 0;
         ++n_active_;
       } else {
-        retire(lane);
+        deactivate(lane);
       }
     }
   }
@@ -345,8 +346,8 @@ class LaneWorker final : public Worker {
       const bool last = step == job_.schedule.steps;
       const bool at_record = last || until_record == 0;
       if (at_record) until_record = job_.schedule.record_every;
-      if (at_record || !all_go_on(loss)) {
-        look(step, at_record, last);
+      if (at_record || !all_continue(loss)) {
+        finish_or_record(step, at_record, last);
         if (n_active_ == 0) return;
       }
       if (n_waiting_ == block) {
@@ -362,7 +363,7 @@ class LaneWorker final : public Worker {
     }
   }
 
-  bool all_go_on(const double* loss) const {
+  bool all_continue(const double* loss) const {
     bool all = true;
     for (int lane = 0; lane < lanes; ++lane) {
       all = all & (loss[lane] > limit_[lane]) & (loss[lane] < infinity);  // false for NaN
@@ -370,19 +371,19 @@ class LaneWorker final : public Worker {
     return all;
   }
 
-  // Ends and records of the runs at a step.
-  void look(Index step, bool at_record, bool last) {
+  // Records the runs, and finishes those that end at this step.
+  void finish_or_record(Index step, bool at_record, bool last) {
     for (int lane = 0; lane < lanes; ++lane) {
       if (!active_[lane]) continue;
       const double loss = waiting_[n_waiting_ - 1][lane];
       if (!std::isfinite(loss)) {
-        end(lane, n_waiting_ - 1, {Outcome::diverged, step, largest_layer(lane)});
+        finish(lane, n_waiting_ - 1, {Outcome::diverged, step, largest_layer(lane)});
         continue;
       }
       const bool converged = loss <= job_.schedule.tolerance;
       if (at_record || converged) record(lane);
       if (converged || last) {
-        end(lane, n_waiting_, {converged ? Outcome::converged : Outcome::finished, step, 0});
+        finish(lane, n_waiting_, {converged ? Outcome::converged : Outcome::finished, step, 0});
       }
     }
   }
@@ -400,33 +401,33 @@ class LaneWorker final : public Worker {
 
   Index largest_layer(int lane) const {
     Index largest = 0;
-    double most = -1.0;
+    double largest_size = -1.0;
     for (Index l = 0; l < job_.sizes.layers; ++l) {
       const double size = std::max(cores_->largest_entry(lane, l), scalars_.largest(lane, l));
-      if (size > most) {
-        most = size;
+      if (size > largest_size) {
+        largest_size = size;
         largest = l;
       }
     }
     return largest + 1;
   }
 
-  void end(int lane, Index n_valid, const Result& result) {
+  void finish(int lane, Index n_valid, const Result& result) {
     write_losses(lane, n_valid);
     job_.results[first_ + lane] = result;
     active_[lane] = false;
     --n_active_;
-    retire(lane);
+    deactivate(lane);
   }
 
-  // What goes on in the lane costs nothing and means nothing.
-  void retire(int lane) {
+  // An inactive lane computes zeros, at no extra cost.
+  void deactivate(int lane) {
     cores_->clear(lane);
     scalars_.clear(lane);
     limit_[lane] = -infinity;
   }
 
-  // The first `n` of the waiting losses.
+  // Writes the first `n` of the buffered losses.
   void write_losses(int lane, Index n) {
     double* out = job_.records.loss.row(first_ + lane) + written_;
     for (Index i = 0; i < n; ++i) out[i] = waiting_[i][lane];
@@ -439,7 +440,7 @@ class LaneWorker final : public Worker {
   Poller poller_;
   std::unique_ptr<LaneCores<T>> cores_;
   LaneScalars<lanes> scalars_;
-  Index first_ = 0;  // run of the group
+  Index first_ = 0;  // first run of the group
   Index n_active_ = 0;
   Index written_ = 0, n_waiting_ = 0;  // losses of the active runs
   Index n_records_[lanes] = {};
@@ -448,7 +449,7 @@ class LaneWorker final : public Worker {
   alignas(64) double waiting_[block][lanes] = {};
 };
 
-// Runs whose cores are too large for lanes, each for itself.
+// Runs whose cores are too large for lanes, one at a time.
 template <class T>
 class SingleWorker final : public Worker {
  public:
@@ -488,7 +489,7 @@ class SingleWorker final : public Worker {
     }
     ReducedDescent<T> stepper(std::move(cores), objective, std::move(families), rates,
                               Context{1, &monitor_});
-    RecorderOfRun recorder(job_, stepper, run);
+    RunRecorder recorder(job_, stepper, run);
     std::int64_t* counts = job_.records.counts.row(run);
     const Progress progress{job_.records.loss.row(run), record_steps_.data(), counts, counts + 1,
                             nullptr};
@@ -496,9 +497,9 @@ class SingleWorker final : public Worker {
   }
 
  private:
-  class RecorderOfRun final : public Recorder {
+  class RunRecorder final : public Recorder {
    public:
-    RecorderOfRun(const Job<T>& job, const ReducedDescent<T>& stepper, Index run)
+    RunRecorder(const Job<T>& job, const ReducedDescent<T>& stepper, Index run)
         : job_(job), stepper_(stepper), run_(run) {}
     void record(Index record, Index /*step*/) override {
       if (!job_.records.core_records.empty()) {
@@ -523,56 +524,56 @@ class SingleWorker final : public Worker {
   std::vector<std::int64_t> record_steps_;
 };
 
-// Counts the members of a team that have left, so that one of them can wait for the others.
-class Leaving {
+// Counts the threads that have finished, so that the calling thread can wait for them.
+class Latch {
  public:
-  void leave() {
+  void arrive() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    ++n_left_;
+    ++n_arrived_;
     changed_.notify_one();
   }
-  // Waits a little; whether `n` have left.
-  bool have_left(int n) {
+  // Waits for up to 20 ms; returns whether `n` threads have finished.
+  bool wait_for_arrivals(int n) {
     std::unique_lock<std::mutex> lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::milliseconds(20), [&] { return n_left_ >= n; });
+    return changed_.wait_for(lock, std::chrono::milliseconds(20), [&] { return n_arrived_ >= n; });
   }
 
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
-  int n_left_ = 0;
+  int n_arrived_ = 0;
 };
 
-// Deals tasks 0 .. n_tasks - 1 to a team. Only the calling thread asks the caller's monitor; the
-// others hear from it whether to leave.
+// Runs tasks 0 .. n_tasks - 1 on a team. Only the calling thread polls the caller's monitor; the
+// others check the `cancelled` flag.
 template <class MakeWorker>
-void deal(Index n_tasks, int team, const Context& context, const MakeWorker& make_worker) {
+void run_tasks(Index n_tasks, int team, const Context& context, const MakeWorker& make_worker) {
   std::atomic<Index> next{0};
-  std::atomic<bool> abandon{false};
-  Leaving leaving;
+  std::atomic<bool> cancelled{false};
+  Latch latch;
   parallel(team, [&](int member, int size) {
-    // The calling thread is member 0.
-    const bool calling = member == 0;
-    Monitor monitor([&, calling](Index, double, bool) {
-      if (calling) context.breathe();
-      return abandon ? Answer::abort : Answer::go_on;
+    // The is_caller thread is member 0.
+    const bool is_caller = member == 0;
+    Monitor monitor([&, is_caller](Index, double, bool) {
+      if (is_caller) context.poll();
+      return cancelled ? Answer::abort : Answer::go_on;
     });
     try {
       const std::unique_ptr<Worker> worker = make_worker(monitor);
-      for (Index task = next++; task < n_tasks && !abandon; task = next++) worker->run(task);
-      while (calling && !leaving.have_left(size - 1)) context.breathe();
+      for (Index task = next++; task < n_tasks && !cancelled; task = next++) worker->run(task);
+      while (is_caller && !latch.wait_for_arrivals(size - 1)) context.poll();
     } catch (...) {
-      // Who fails first tells why; the others only follow.
-      const bool first = !abandon.exchange(true);
-      if (!calling) leaving.leave();
+      // The first exception is rethrown; those of the other threads follow from the cancellation.
+      const bool first = !cancelled.exchange(true);
+      if (!is_caller) latch.arrive();
       if (first) throw;
       return;
     }
-    if (!calling) leaving.leave();
+    if (!is_caller) latch.arrive();
   });
 }
 
-// Work of a thread that is worth its start, in flops.
+// Flops per thread above which starting it pays off.
 constexpr double flops_per_thread = 1e6;
 
 }  // namespace
@@ -597,10 +598,11 @@ std::vector<Result> batch_descent(const Batch<T>& batch, const Schedule& schedul
                        static_cast<double>(schedule.steps + 1);
   const Index team = std::min<Index>(team_size(context.n_threads, flops, flops_per_thread),
                                      std::max<Index>(1, n_tasks));
-  deal(n_tasks, static_cast<int>(team), context, [&](Monitor& monitor) -> std::unique_ptr<Worker> {
-    if (in_lanes) return std::make_unique<LaneWorker<T>>(job, monitor);
-    return std::make_unique<SingleWorker<T>>(job, monitor);
-  });
+  run_tasks(n_tasks, static_cast<int>(team), context,
+            [&](Monitor& monitor) -> std::unique_ptr<Worker> {
+              if (in_lanes) return std::make_unique<LaneWorker<T>>(job, monitor);
+              return std::make_unique<SingleWorker<T>>(job, monitor);
+            });
   return results;
 }
 

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
-// Products of matrices in blocks. Only for product.cpp.
+// Blocked matrix products, used by product.cpp only.
 //
 // op(A) is packed into tiles of `tile_rows` rows, op(B) into tiles of `tile_vectors` vectors of
-// columns; transposes happen there and nowhere else. A kernel multiplies one by the other with all
-// sums in registers: per term k it loads a few vectors of B and as many coefficients of A as there
-// are rows, and starts tile_rows * tile_vectors multiply-adds. Terms are taken in layers of
-// `layer_depth`, so that a tile of A (16 KB) stays in the first-level cache while it meets all tiles
-// of a block of B (0.4 MB), which stays in the second-level cache.
+// columns. Packing also does all transposes. The kernel multiplies two tiles with all sums in
+// registers: for each term k it loads a few vectors of B and one coefficient of A per row, and
+// starts tile_rows * tile_vectors multiply-adds. Terms are processed in layers of `layer_depth`: a
+// tile of A (16 KB) then stays in the first-level cache while it is multiplied by all tiles of a
+// block of B (0.4 MB), which stays in the second-level cache.
 //
-// Counts for m x n x k: 2 m n k flops; m k + k n entries packed once; m n entries of C read and
-// written once per layer. Every entry of C is summed by one thread in an order that depends on k
-// alone: results do not depend on the team.
+// Cost for m x n x k: 2 m n k flops; m k + k n entries packed once; m n entries of C read and
+// written once per layer. One thread sums each entry of C, in an order that depends on k alone, so
+// results do not depend on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -31,8 +31,8 @@ inline constexpr Index block_tiles = 8;  // tiles of B in a block
 template <class T>
 inline constexpr int tile_cols = tile_vectors * simd::Pack<T>::size;
 
-// Packs n <= width neighbouring rows of M: entry (i, k) goes to out[k * width + i]; entries of rows
-// that are not there are zero.
+// Packs n <= width consecutive rows of M: entry (i, k) goes to out[k * width + i]. Missing rows are
+// filled with zeros.
 template <class T, int width>
 void pack_rows(const T* m, Index stride, Index n, Index depth, T* out) {
   constexpr int lanes = std::min(width, simd::Pack<T>::size);
@@ -53,7 +53,7 @@ void pack_rows(const T* m, Index stride, Index n, Index depth, T* out) {
   }
 }
 
-// The same for columns of M, whose rows are the terms.
+// Packs columns of M in the same way; rows of M are the terms.
 template <class T, int width>
 void pack_columns(const T* m, Index stride, Index n, Index depth, T* out) {
   for (Index k = 0; k < depth; ++k, m += stride, out += width) {
@@ -66,7 +66,7 @@ void pack_columns(const T* m, Index stride, Index n, Index depth, T* out) {
   }
 }
 
-// Rows or columns [index * width, ..) of M, terms [begin, begin + depth).
+// Packs rows or columns [index * width, ..) of M, terms [begin, begin + depth).
 template <class T, int width>
 void pack_tile(const MatrixRef<const T>& m, bool rows, Index index, Index begin, Index depth,
                T* packed) {
@@ -80,8 +80,8 @@ void pack_tile(const MatrixRef<const T>& m, bool rows, Index index, Index begin,
   }
 }
 
-// C <- beta C + alpha A B for one tile of A and the first `vectors` of a tile of B; of C the first
-// `rows` rows and `cols` columns.
+// C <- beta C + alpha A B for one tile of A and the first `vectors` vectors of a tile of B,
+// restricted to the first `rows` rows and `cols` columns of C.
 template <class T, int vectors>
 void kernel(const T* a, const T* b, Index depth, T alpha, T beta, T* c, Index stride, int rows,
             int cols) {
@@ -97,7 +97,7 @@ void kernel(const T* a, const T* b, Index depth, T alpha, T beta, T* c, Index st
     Vector bk[vectors];
     simd::unroll<vectors>([&](auto j) DLNFAST_INLINE {
       bk[j] = P::load(b + j * P::size);
-      simd::keep(bk[j]);
+      simd::hold_in_register(bk[j]);
     });
     simd::unroll<tile_rows>([&](auto i) DLNFAST_INLINE {
       const Vector ak = P::broadcast(a[i]);
@@ -121,7 +121,7 @@ void kernel(const T* a, const T* b, Index depth, T alpha, T beta, T* c, Index st
   });
 }
 
-// The same with as many vectors as `cols` takes.
+// Calls the kernel with the number of vectors that `cols` needs.
 template <class T, int vectors = tile_vectors>
 void multiply_tile(const T* a, const T* b, Index depth, T alpha, T beta, T* c, Index stride,
                    int rows, int cols) {
@@ -135,7 +135,7 @@ void multiply_tile(const T* a, const T* b, Index depth, T alpha, T beta, T* c, I
 
 inline Index ceil_div(Index n, Index width) { return (n + width - 1) / width; }
 
-// Whether little of the work would be done on padding.
+// Whether the overhead of padding is small.
 template <class T>
 bool suits(Index m, Index n, Index k) {
   constexpr Index lanes = simd::Pack<T>::size;
@@ -143,12 +143,12 @@ bool suits(Index m, Index n, Index k) {
   return k >= 8 && 2 * padded <= 3 * m * n;
 }
 
-// C <- alpha op(A) op(B) + beta C; sizes agree and none is zero.
+// C <- alpha op(A) op(B) + beta C. Sizes agree and none is zero.
 template <class T>
 void multiply(T alpha, const MatrixRef<const T>& a, Op op_a, const MatrixRef<const T>& b, Op op_b,
               T beta, const MatrixRef<T>& c, int team, Workspace& workspace) {
   constexpr int width = tile_cols<T>;
-  constexpr Index bunch = 2;  // tiles that are packed in one go
+  constexpr Index bunch = 2;  // tiles packed per task
   const Index k = op_a == Op::none ? a.cols : a.rows;
   const Index row_tiles = ceil_div(c.rows, tile_rows);
   const Index col_tiles = ceil_div(c.cols, width);
@@ -162,7 +162,7 @@ void multiply(T alpha, const MatrixRef<const T>& a, Op op_a, const MatrixRef<con
 
   for (Index begin = 0; begin < k; begin += layer_depth) {
     const Index depth = std::min(layer_depth, k - begin);
-    parallel_deal(team, a_bunches + b_bunches, [&](Index i) {
+    parallel_dynamic(team, a_bunches + b_bunches, [&](Index i) {
       const bool of_a = i < a_bunches;
       const Index first = (of_a ? i : i - a_bunches) * bunch;
       const Index last = std::min(first + bunch, of_a ? row_tiles : col_tiles);
@@ -175,7 +175,7 @@ void multiply(T alpha, const MatrixRef<const T>& a, Op op_a, const MatrixRef<con
       }
     });
     const T beta_here = begin == 0 ? beta : T(1);
-    parallel_deal(team, col_blocks * row_blocks, [&](Index task) {
+    parallel_dynamic(team, col_blocks * row_blocks, [&](Index task) {
       const Share cols = share(col_tiles, 1, task / row_blocks, col_blocks);
       const Share rows = share(row_tiles, 1, task % row_blocks, row_blocks);
       for (Index i = rows.begin; i < rows.end; ++i) {

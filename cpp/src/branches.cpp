@@ -9,7 +9,7 @@
 
 #include "dlnfast/errors.hpp"
 #include "dlnfast/product.hpp"
-#include "dlnfast/renew.hpp"
+#include "dlnfast/safe_resize.hpp"
 #include "dlnfast/singular_values.hpp"
 #include "numbers.hpp"
 #include "views.hpp"
@@ -17,15 +17,15 @@
 namespace dlnfast {
 namespace {
 
-// Largest number of vectors without a clear partner for which the best assignment is found. For more of
-// them a greedy one is.
+// Largest number of unmatched vectors for which the optimal assignment is computed; above it a
+// greedy one.
 constexpr Index assignment_limit = 256;
-// A smaller overlap does not identify a branch.
+// Smaller overlaps do not identify a branch.
 constexpr double least_overlap = 0.1;
 
-// Products are formed by multiply(): each product expression of Eigen takes seconds to compile.
+// Products use multiply(), because each product expression of Eigen takes seconds to compile.
 
-// Replaces the rows of the block from `begin` on by rotation times them.
+// Replaces the rows from `begin` on by `rotation` times them.
 template <class T>
 void rotate_rows(MatrixRef<T> block, Index begin, const Matrix<T>& rotation,
                  const Context& context) {
@@ -38,9 +38,9 @@ template <class T>
 double angle(const Eigen::Ref<const Eigen::Matrix<T, 1, Eigen::Dynamic>>& x,
              const Eigen::Ref<const Eigen::Matrix<T, 1, Eigen::Dynamic>>& y) {
   const T sign = x.dot(y) < T(0) ? T(-1) : T(1);
-  const double apart = static_cast<double>((x - sign * y).norm());
-  const double together = static_cast<double>((x + sign * y).norm());
-  return 2.0 * std::atan2(apart, together);
+  const double difference = static_cast<double>((x - sign * y).norm());
+  const double sum = static_cast<double>((x + sign * y).norm());
+  return 2.0 * std::atan2(difference, sum);
 }
 
 }  // namespace
@@ -58,7 +58,7 @@ std::vector<std::int64_t> find_clusters(const std::vector<double>& values,
 
 std::vector<Index> best_assignment(MatrixRef<const double> gain) {
   const Index n_rows = gain.rows, n_cols = gain.cols;
-  // Shortest augmenting paths on a square problem of costs, padded with zeros; potentials u, v.
+  // Shortest augmenting paths on a square cost matrix, padded with zeros; potentials u, v.
   const Index n = std::max(n_rows, n_cols);
   const auto cost = [&](Index i, Index j) {
     return i < n_rows && j < n_cols ? -gain.row(i)[j] : 0.0;
@@ -119,8 +119,8 @@ template <class T>
 Branches<T>::~Branches() = default;
 
 template <class T>
-void Branches<T>::adopt(const Branches<double>& other, MatrixRef<const T> left,
-                        MatrixRef<const T> right) {
+void Branches<T>::continue_from(const Branches<double>& other, MatrixRef<const T> left,
+                                MatrixRef<const T> right) {
   left_ = left.map();
   right_ = right.map();
   values_ = other.values();
@@ -132,7 +132,7 @@ template <class T>
 void Branches<T>::align_groups(const std::vector<double>& values, MatrixRef<T> left,
                                MatrixRef<T> right, Matrix<T>& left_overlap,
                                Matrix<T>& right_overlap, const Context& context) {
-  // Only values that are equal to rounding: the vectors of other values are determined.
+  // Only values that are equal to rounding: the vectors of all other values are unique up to sign.
   const double equal = 1024.0 * epsilon<T>() * values[0];
   const Index p = left.rows;
   const Index n_before = left_overlap.cols();
@@ -141,7 +141,7 @@ void Branches<T>::align_groups(const std::vector<double>& values, MatrixRef<T> l
     while (end < p && values[end - 1] - values[end] <= equal) ++end;
     const Index size = std::min(end - begin, n_before);
     if (end - begin > 1 && size == end - begin) {
-      // The vectors before with the largest components in the span of this group.
+      // The previous vectors with the largest components in the span of this group.
       std::vector<std::pair<double, Index>> weight(static_cast<std::size_t>(n_before));
       for (Index j = 0; j < n_before; ++j) {
         const auto u = left_overlap.col(j).segment(begin, size);
@@ -173,7 +173,7 @@ void Branches<T>::align_groups(const std::vector<double>& values, MatrixRef<T> l
 }
 
 template <class T>
-void Branches<T>::match(const std::vector<double>& values, double reach,
+void Branches<T>::match(const std::vector<double>& values, double max_distance,
                         const Matrix<T>& left_overlap, const Matrix<T>& right_overlap) {
   const Index p = left_overlap.rows();
   const Index n_before = left_overlap.cols();
@@ -182,49 +182,49 @@ void Branches<T>::match(const std::vector<double>& values, double reach,
                     static_cast<double>(right_overlap(i, j)));
   };
   partner_.assign(static_cast<std::size_t>(p), -1);
-  std::vector<char> taken(static_cast<std::size_t>(n_before), 0);
+  std::vector<char> is_matched(static_cast<std::size_t>(n_before), 0);
   std::vector<Index> unmatched;
   for (Index i = 0; i < p; ++i) {
     for (Index j = 0; j < n_before; ++j) {
-      if (overlap(i, j) > 0.5 && !taken[j]) {
+      if (overlap(i, j) > 0.5 && !is_matched[j]) {
         partner_[i] = j;
-        taken[j] = 1;
+        is_matched[j] = 1;
         break;
       }
     }
     if (partner_[i] < 0) unmatched.push_back(i);
   }
-  std::vector<Index> open;
+  std::vector<Index> candidates;
   for (Index j = 0; j < n_before; ++j) {
-    if (!taken[j]) open.push_back(j);
+    if (!is_matched[j]) candidates.push_back(j);
   }
-  if (!unmatched.empty() && !open.empty()) {
+  if (!unmatched.empty() && !candidates.empty()) {
     const auto gain = [&](Index i, Index j) {
       const double o = overlap(i, j);
-      return o >= least_overlap && std::abs(values[i] - values_[j]) <= reach ? o : 0.0;
+      return o >= least_overlap && std::abs(values[i] - values_[j]) <= max_distance ? o : 0.0;
     };
     const Index n_unmatched = static_cast<Index>(unmatched.size());
-    const Index n_open = static_cast<Index>(open.size());
-    if (std::max(n_unmatched, n_open) <= assignment_limit) {
+    const Index n_candidates = static_cast<Index>(candidates.size());
+    if (std::max(n_unmatched, n_candidates) <= assignment_limit) {
       std::vector<double> gains;
       for (const Index i : unmatched) {
-        for (const Index j : open) gains.push_back(gain(i, j));
+        for (const Index j : candidates) gains.push_back(gain(i, j));
       }
-      const std::vector<Index> chosen = best_assignment({gains.data(), n_unmatched, n_open});
+      const std::vector<Index> chosen = best_assignment({gains.data(), n_unmatched, n_candidates});
       for (Index r = 0; r < n_unmatched; ++r) {
-        if (chosen[r] >= 0 && gains[r * n_open + chosen[r]] > 0.0) {
-          partner_[unmatched[r]] = open[chosen[r]];
+        if (chosen[r] >= 0 && gains[r * n_candidates + chosen[r]] > 0.0) {
+          partner_[unmatched[r]] = candidates[chosen[r]];
         }
       }
     } else {
       for (const Index i : unmatched) {
         Index best = -1;
-        for (const Index j : open) {
-          if (!taken[j] && gain(i, j) > (best < 0 ? 0.0 : gain(i, best))) best = j;
+        for (const Index j : candidates) {
+          if (!is_matched[j] && gain(i, j) > (best < 0 ? 0.0 : gain(i, best))) best = j;
         }
         if (best < 0) continue;
         partner_[i] = best;
-        taken[best] = 1;
+        is_matched[best] = 1;
       }
     }
   }
@@ -239,7 +239,7 @@ void Branches<T>::match(const std::vector<double>& values, double reach,
 
 template <class T>
 void Branches<T>::follow(const std::vector<double>& values, const std::vector<double>& errors,
-                         double reach, MatrixRef<T> left, MatrixRef<T> right,
+                         double max_distance, MatrixRef<T> left, MatrixRef<T> right,
                          const Context& context) {
   const Index p = left.rows;
   require_length(static_cast<Index>(values.size()), p, "values");
@@ -261,7 +261,7 @@ void Branches<T>::follow(const std::vector<double>& values, const std::vector<do
     multiply<T>(right, Op::none, MatrixRef<T>(right_), Op::transpose, MatrixRef<T>(right_overlap),
                 context);
     align_groups(values, left, right, left_overlap, right_overlap, context);
-    match(values, reach, left_overlap, right_overlap);
+    match(values, max_distance, left_overlap, right_overlap);
     for (Index i = 0; i < p; ++i) {
       const Index j = partner_[i];
       if (j < 0) continue;
@@ -279,51 +279,51 @@ void Branches<T>::follow(const std::vector<double>& values, const std::vector<do
     }
   }
   values_ = values;
-  renew_both(left_, left.map(), right_, right.map());
+  safe_assign_both(left_, left.map(), right_, right.map());
 }
 
 template <class T>
 void Branches<T>::set_reference() {
-  renew_both(reference_left_, left_, reference_right_, right_);
+  safe_assign_both(reference_left_, left_, reference_right_, right_);
   reference_ids_ = ids_;
   has_reference_ = true;
-  reference_given_ = false;
+  has_external_reference_ = false;
 }
 
 template <class T>
 void Branches<T>::set_reference(MatrixRef<const T> left, MatrixRef<const T> right) {
   require_shape(right, left.rows, right.cols, "the reference's right vectors");
-  renew_both(reference_left_, left.map(), reference_right_, right.map());
+  safe_assign_both(reference_left_, left.map(), reference_right_, right.map());
   has_reference_ = true;
-  reference_given_ = true;
+  has_external_reference_ = true;
 }
 
 template <class T>
 std::vector<double> Branches<T>::angles(bool left) const {
-  const Matrix<T>& now = left ? left_ : right_;
-  const Matrix<T>& then = left ? reference_left_ : reference_right_;
-  std::vector<double> result(static_cast<std::size_t>(now.rows()), nan);
-  if (!has_reference_ || now.cols() != then.cols()) return result;
-  for (Index i = 0; i < now.rows(); ++i) {
+  const Matrix<T>& current = left ? left_ : right_;
+  const Matrix<T>& reference = left ? reference_left_ : reference_right_;
+  std::vector<double> result(static_cast<std::size_t>(current.rows()), nan);
+  if (!has_reference_ || current.cols() != reference.cols()) return result;
+  for (Index i = 0; i < current.rows(); ++i) {
     Index j = i;
-    if (!reference_given_) {
+    if (!has_external_reference_) {
       const auto found = std::find(reference_ids_.begin(), reference_ids_.end(), ids_[i]);
-      j = found == reference_ids_.end() ? then.rows() : found - reference_ids_.begin();
+      j = found == reference_ids_.end() ? reference.rows() : found - reference_ids_.begin();
     }
-    if (j < then.rows()) result[i] = angle<T>(now.row(i), then.row(j));
+    if (j < reference.rows()) result[i] = angle<T>(current.row(i), reference.row(j));
   }
   return result;
 }
 
 template <class T>
 BlockAngle Branches<T>::block_angle(bool left, Index k, const Context& context) const {
-  const Matrix<T>& now = left ? left_ : right_;
-  const Matrix<T>& then = left ? reference_left_ : reference_right_;
-  k = std::min({k, static_cast<Index>(now.rows()), static_cast<Index>(then.rows())});
-  if (!has_reference_ || now.cols() != then.cols() || k == 0) return {nan, nan};
+  const Matrix<T>& current = left ? left_ : right_;
+  const Matrix<T>& reference = left ? reference_left_ : reference_right_;
+  k = std::min({k, static_cast<Index>(current.rows()), static_cast<Index>(reference.rows())});
+  if (!has_reference_ || current.cols() != reference.cols() || k == 0) return {nan, nan};
   // Sines, from the part of the reference outside the span: cosines would lose half of the digits.
-  const MatrixRef<const T> span{now.data(), k, now.cols()};
-  Matrix<T> outside = then.topRows(k), product(k, k);
+  const MatrixRef<const T> span{current.data(), k, current.cols()};
+  Matrix<T> outside = reference.topRows(k), product(k, k);
   multiply<T>(view(outside), Op::none, span, Op::transpose, MatrixRef<T>(product), context);
   multiply<T>(T(-1), view(product), Op::none, span, Op::none, T(1), MatrixRef<T>(outside), context);
   multiply<T>(view(outside), Op::none, view(outside), Op::transpose, MatrixRef<T>(product),

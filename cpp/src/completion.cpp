@@ -11,14 +11,15 @@
 #include "dlnfast/threads.hpp"
 #include "dlnfast/workspace.hpp"
 
-// The k entries of a column of X or Y that belong to one row or column of the matrix stand in one
-// piece, padded with zeros to whole vectors. An entry of the matrix is then one inner product of two
-// pieces and, once its residual is known, one multiple of a piece added to a sum. Entries are taken
-// `lanes` at a time: their inner products are added up together, in a tree of shuffles that ends with
-// one of them in each lane.
+// The k entries of a column of X or Y are copied to contiguous memory, padded with zeros to whole
+// vectors; such a copy is called a piece. A matrix entry then takes one inner product of two pieces
+// and, once its residual is known, adds one multiple of a piece to a sum. Entries are processed
+// `lanes` at a time: a tree of shuffles sums their inner products together, and ends with one of
+// them in each lane.
 //
-// Rows (and columns) are dealt to the team in chunks of about equally many entries, cut by the entries
-// alone, and the loss is added up chunk by chunk: results do not depend on the team.
+// Rows (and columns) are split into chunks with about equally many entries. The chunks depend on
+// the entries alone, and losses are summed chunk by chunk, so results do not depend on the number
+// of threads.
 namespace dlnfast {
 namespace {
 
@@ -32,17 +33,17 @@ using Vector = typename simd::Pack<T>::Vector;
 template <class T>
 constexpr int lanes = simd::Pack<T>::size;
 
-// Vectors that hold one piece.
+// Number of vectors of one piece.
 template <class T>
 Index vectors_of(Index k) {
   return (k + lanes<T> - 1) / lanes<T>;
 }
 
-// How far ahead pieces are asked for, in entries, where they do not fit the second-level cache.
+// Prefetch distance, in entries, if the pieces exceed the second-level cache.
 constexpr Index entries_ahead = 32;
 constexpr Index cache_bytes = 512 * 1024;
 
-// Columns j of `block` (k x n) become pieces, for begin <= j < end.
+// Copies columns begin .. end - 1 of `block` (k x n) to pieces.
 template <class T>
 void gather_pieces(const MatrixRef<const T>& block, Index begin, Index end, T* pieces) {
   const Index stride = vectors_of<T>(block.rows) * lanes<T>;
@@ -53,20 +54,20 @@ void gather_pieces(const MatrixRef<const T>& block, Index begin, Index end, T* p
   }
 }
 
-// One direction of the products: for every row i of `entries`, residuals e_ij = fixed_i . moving_j - Phi_ij
-// and the sum of e_ij moving_j.
+// One direction of the products: for every row i of `entries`, the residuals e_ij = fixed_i .
+// moving_j - Phi_ij and the sum of e_ij moving_j.
 template <class T>
 struct Pass {
   const SparseRows<T>* entries;
-  const T* fixed;     // pieces, one a row
-  const T* moving;    // pieces, one a column
-  MatrixRef<T> sums;  // k x rows; absent: only the loss is wanted
+  const T* fixed;     // one piece per row
+  const T* moving;    // one piece per column
+  MatrixRef<T> sums;  // k x rows; absent: compute only the loss
 };
 
-// Of more vectors than this the sum of a row lives in memory: the first-level cache.
-constexpr Index most_held = 4;
+// Largest number of vectors of a row's sum that is held in registers; longer sums are in memory.
+constexpr Index max_register_vectors = 4;
 
-// fixed . pieces[g] - values[g] for `lanes` entries. n_vectors = 0: as many as `vectors` says.
+// Returns fixed . pieces[g] for `lanes` entries. n_vectors = 0: the number is `vectors`.
 template <class T, int n_vectors>
 DLNFAST_INLINE inline Vector<T> inner_products(const T* fixed, const T* const* pieces,
                                                Index vectors) {
@@ -74,7 +75,7 @@ DLNFAST_INLINE inline Vector<T> inner_products(const T* fixed, const T* const* p
   Vector<T> dots[P::size] = {};
   const auto add = [&](Index v) DLNFAST_INLINE {
     Vector<T> x = P::load(fixed + v * P::size);
-    simd::keep(x);
+    simd::hold_in_register(x);
     simd::unroll<P::size>([&](auto g)
                               DLNFAST_INLINE { dots[g] += x * P::load(pieces[g] + v * P::size); });
   };
@@ -86,7 +87,7 @@ DLNFAST_INLINE inline Vector<T> inner_products(const T* fixed, const T* const* p
   return simd::sums<P>(dots);
 }
 
-// Asks for the pieces of the entries from `at` on.
+// Prefetches the pieces of the entries from `at` on.
 template <class T>
 void prefetch_pieces(const SparseRows<T>& entries, const T* moving, Index stride, Index at,
                      Index end) {
@@ -99,26 +100,26 @@ void prefetch_pieces(const SparseRows<T>& entries, const T* moving, Index stride
 }
 
 template <class T, int n_vectors>
-double run_rows(const Pass<T>& pass, Index begin, Index end, Index k, T* long_sum) {
+double run_rows(const Pass<T>& pass, Index begin, Index end, Index k, T* sum_buffer) {
   using P = simd::Pack<T>;
   const SparseRows<T>& entries = *pass.entries;
   const Index vectors = n_vectors > 0 ? n_vectors : vectors_of<T>(k);
   const Index stride = vectors * P::size;
   const bool sums = !pass.sums.absent();
-  const bool far = entries.cols * stride * static_cast<Index>(sizeof(T)) > cache_bytes;
+  const bool is_out_of_cache = entries.cols * stride * static_cast<Index>(sizeof(T)) > cache_bytes;
   const Index last = entries.start[end];
-  constexpr int held = n_vectors > 0 ? n_vectors : 1;
+  constexpr int n_sums = n_vectors > 0 ? n_vectors : 1;
   Vector<T> squares = {};
   for (Index i = begin; i < end; ++i) {
     const T* fixed = pass.fixed + i * stride;
-    Vector<T> sum[held] = {};
-    if (n_vectors == 0) std::fill(long_sum, long_sum + stride, T(0));
+    Vector<T> sum[n_sums] = {};
+    if (n_vectors == 0) std::fill(sum_buffer, sum_buffer + stride, T(0));
     const auto add = [&](const T* const* pieces, const Vector<T>& e) DLNFAST_INLINE {
       squares += e * e;
       if (!sums) return;
       T error[P::size];
       P::store(error, e);
-      // Two sums that begin anew with every group: one running sum would wait for itself.
+      // Two new sums for every group: a single running sum would wait for its own latency.
       const auto weighted = [&](Index v) DLNFAST_INLINE {
         Vector<T> even = {}, odd = {};
         simd::unroll<P::size / 2>([&](auto g) DLNFAST_INLINE {
@@ -131,7 +132,7 @@ double run_rows(const Pass<T>& pass, Index begin, Index end, Index k, T* long_su
         simd::unroll<n_vectors>([&](auto v) DLNFAST_INLINE { sum[v] += weighted(v); });
       } else {
         for (Index v = 0; v < vectors; ++v) {
-          T* to = long_sum + v * P::size;
+          T* to = sum_buffer + v * P::size;
           P::store(to, P::load(to) + weighted(v));
         }
       }
@@ -140,7 +141,7 @@ double run_rows(const Pass<T>& pass, Index begin, Index end, Index k, T* long_su
     Index at = entries.start[i];
     const T* pieces[P::size];
     for (; at + P::size <= stop; at += P::size) {
-      if (far) prefetch_pieces(entries, pass.moving, stride, at + entries_ahead, last);
+      if (is_out_of_cache) prefetch_pieces(entries, pass.moving, stride, at + entries_ahead, last);
       const std::int32_t* index = entries.index + at;
       simd::unroll<P::size>([&](auto g)
                                 DLNFAST_INLINE { pieces[g] = pass.moving + index[g] * stride; });
@@ -148,8 +149,8 @@ double run_rows(const Pass<T>& pass, Index begin, Index end, Index k, T* long_su
           inner_products<T, n_vectors>(fixed, pieces, vectors) - P::load(entries.values + at));
     }
     if (const int n = static_cast<int>(stop - at); n > 0) {
-      if (far) prefetch_pieces(entries, pass.moving, stride, at + entries_ahead, last);
-      // The lanes that are left over look at the first entry again, and do not count.
+      if (is_out_of_cache) prefetch_pieces(entries, pass.moving, stride, at + entries_ahead, last);
+      // The remaining lanes repeat the first entry; their results are set to zero.
       const std::int32_t* index = entries.index + at;
       simd::unroll<P::size>(
           [&](auto g) DLNFAST_INLINE { pieces[g] = pass.moving + index[g < n ? g : 0] * stride; });
@@ -157,43 +158,43 @@ double run_rows(const Pass<T>& pass, Index begin, Index end, Index k, T* long_su
       add(pieces, P::first(inner_products<T, n_vectors>(fixed, pieces, vectors) - known, n));
     }
     if (!sums) continue;
-    T piece[held * P::size];
+    T piece[n_sums * P::size];
     if constexpr (n_vectors > 0) {
       simd::unroll<n_vectors>([&](auto v)
                                   DLNFAST_INLINE { P::store(piece + v * P::size, sum[v]); });
     }
-    const T* from = n_vectors > 0 ? piece : long_sum;
+    const T* from = n_vectors > 0 ? piece : sum_buffer;
     for (Index g = 0; g < k; ++g) pass.sums.row(g)[i] = from[g];
   }
   return static_cast<double>(P::sum(squares));
 }
 
-// `long_sum` has room for one piece, where that is longer than most_held vectors.
+// `sum_buffer` holds one piece, if it is longer than max_register_vectors.
 template <class T>
-double run_rows(const Pass<T>& pass, Index begin, Index end, Index k, T* long_sum) {
-  static_assert(most_held == 4);
+double run_rows(const Pass<T>& pass, Index begin, Index end, Index k, T* sum_buffer) {
+  static_assert(max_register_vectors == 4);
   switch (vectors_of<T>(k)) {
-    case 1: return run_rows<T, 1>(pass, begin, end, k, long_sum);
-    case 2: return run_rows<T, 2>(pass, begin, end, k, long_sum);
-    case 3: return run_rows<T, 3>(pass, begin, end, k, long_sum);
-    case 4: return run_rows<T, 4>(pass, begin, end, k, long_sum);
-    default: return run_rows<T, 0>(pass, begin, end, k, long_sum);
+    case 1: return run_rows<T, 1>(pass, begin, end, k, sum_buffer);
+    case 2: return run_rows<T, 2>(pass, begin, end, k, sum_buffer);
+    case 3: return run_rows<T, 3>(pass, begin, end, k, sum_buffer);
+    case 4: return run_rows<T, 4>(pass, begin, end, k, sum_buffer);
+    default: return run_rows<T, 0>(pass, begin, end, k, sum_buffer);
   }
 }
 
-// The first row of chunk c of n: the one that holds the entry where the chunk begins.
+// Returns the first row of chunk c of n: the row of the entry at which the chunk begins.
 template <class T>
 Index chunk_begin(const SparseRows<T>& entries, Index c, Index n) {
   if (c == 0) return 0;
   if (c == n) return entries.rows;
-  // As if every row had one entry more, so that empty rows are dealt out as well.
+  // Count one more entry per row, so that empty rows are distributed as well.
   const Index total = entries.size + entries.rows;
-  const Index wanted = static_cast<Index>(static_cast<double>(total) * static_cast<double>(c) /
+  const Index target = static_cast<Index>(static_cast<double>(total) * static_cast<double>(c) /
                                           static_cast<double>(n));
   Index low = 0, high = entries.rows;
   while (low < high) {
     const Index middle = (low + high) / 2;
-    if (entries.start[middle] + middle < wanted) {
+    if (entries.start[middle] + middle < target) {
       low = middle + 1;
     } else {
       high = middle;
@@ -212,7 +213,7 @@ void check_order(const SparseRows<T>& e, const char* name) {
   const std::string what(name);
   if (e.rows < 0 || e.cols < 0 || e.size < 0) throw ShapeError(what + " have a negative size");
   if (std::max(e.rows, e.cols) > std::numeric_limits<std::int32_t>::max()) {
-    throw ShapeError(what + " have more rows or columns than 32 bits count");
+    throw ShapeError(what + " have more rows or columns than 32-bit indices allow");
   }
   if (e.start == nullptr) throw ShapeError(what + " have no starts");
   if (e.size > 0 && (e.index == nullptr || e.values == nullptr)) {
@@ -221,7 +222,8 @@ void check_order(const SparseRows<T>& e, const char* name) {
   bool ascending = e.start[0] == 0 && e.start[e.rows] == e.size;
   for (Index i = 0; i < e.rows; ++i) ascending = ascending && e.start[i] <= e.start[i + 1];
   if (!ascending) {
-    throw std::invalid_argument(what + " have starts that do not ascend from 0 to their number");
+    throw std::invalid_argument(what +
+                                " have starts that do not ascend from 0 to the number of entries");
   }
   for (Index at = 0; at < e.size; ++at) {
     if (e.index[at] < 0 || e.index[at] >= e.cols) {
@@ -247,7 +249,7 @@ void check_entries(const ObservedEntries<T>& entries) {
 
 namespace {
 
-// How many starts there are for so many rows or columns, as far as indices of 32 bits reach.
+// How many starts there are for so many rows or columns, as is_out_of_cache as indices of 32 bits reach.
 Index count_starts(Index n, const char* name) {
   constexpr Index most = std::numeric_limits<std::int32_t>::max();
   if (n >= 0 && n <= most) return n + 1;
@@ -273,30 +275,30 @@ Index sort_entries(ArrayRef<const std::int64_t, 1> row_of, ArrayRef<const std::i
   std::int64_t* const start = starts.data;
   std::int32_t* const index = indices.data;
   T* const values = sorted.data;
-  // What follows the first entry outside does not count any more: one before it may be repeated.
+  // Ignore all entries after the first one outside; an earlier entry may still be a repetition.
   Index outside = -1;
   for (Index e = 0; e < n; ++e) {
     if (row[e] < 0 || row[e] >= rows || col[e] < 0 || col[e] >= cols) {
       outside = n = e;
     }
   }
-  // By columns first, then stably by rows: columns end up in order within each row.
-  std::vector<Index> place(static_cast<std::size_t>(std::max(rows, cols)) + 1, 0);
+  // Sort by columns first, then stably by rows, so that columns ascend within each row.
+  std::vector<Index> next_position(static_cast<std::size_t>(std::max(rows, cols)) + 1, 0);
   std::vector<Index> by_column(static_cast<std::size_t>(n));
-  for (Index e = 0; e < n; ++e) ++place[col[e] + 1];
-  for (Index j = 0; j < cols; ++j) place[j + 1] += place[j];
-  for (Index e = 0; e < n; ++e) by_column[place[col[e]]++] = e;
+  for (Index e = 0; e < n; ++e) ++next_position[col[e] + 1];
+  for (Index j = 0; j < cols; ++j) next_position[j + 1] += next_position[j];
+  for (Index e = 0; e < n; ++e) by_column[next_position[col[e]]++] = e;
   std::fill(start, start + rows + 1, 0);
   for (Index e = 0; e < n; ++e) ++start[row[e] + 1];
   for (Index i = 0; i < rows; ++i) start[i + 1] += start[i];
-  std::copy(start, start + rows, place.begin());
+  std::copy(start, start + rows, next_position.begin());
   Index repeated = -1;
   for (Index c = 0; c < n; ++c) {
     const Index e = by_column[c];
-    const Index to = place[row[e]]++;
+    const Index to = next_position[row[e]]++;
     index[to] = static_cast<std::int32_t>(col[e]);
     values[to] = value_of.data[e];
-    // Equal places come one after the other, in the order of the input.
+    // Equal positions are adjacent, in the order of the input.
     if (to > start[row[e]] && index[to - 1] == index[to]) {
       repeated = repeated < 0 ? e : std::min(repeated, e);
     }
@@ -319,10 +321,10 @@ void transpose_entries(const SparseRows<T>& by_rows, ArrayRef<std::int64_t, 1> s
   std::fill(start, start + by_rows.cols + 1, 0);
   for (Index e = 0; e < n; ++e) ++start[by_rows.index[e] + 1];
   for (Index j = 0; j < by_rows.cols; ++j) start[j + 1] += start[j];
-  std::vector<Index> place(start, start + by_rows.cols);
+  std::vector<Index> next_position(start, start + by_rows.cols);
   for (Index i = 0; i < by_rows.rows; ++i) {
     for (Index at = by_rows.start[i]; at < by_rows.start[i + 1]; ++at) {
-      const Index to = place[by_rows.index[at]]++;
+      const Index to = next_position[by_rows.index[at]]++;
       index[to] = static_cast<std::int32_t>(i);
       values[to] = by_rows.values[at];
     }
@@ -338,27 +340,27 @@ double residual_products(const ObservedEntries<T>& entries, MatrixRef<const T> x
   require_shape(y, k, n, "the right factor");
   if (!left.absent()) require_shape(left, k, m, "the product with the right factor");
   if (!right.absent()) require_shape(right, k, n, "the product with the left factor");
-  context.breathe();
+  context.poll();
 
   const Index stride = vectors_of<T>(k) * lanes<T>;
   const Index row_chunks = count_chunks(entries.by_rows);
   const Index column_chunks = right.absent() ? 0 : count_chunks(entries.by_columns);
   Workspace own;
   Workspace& workspace = context.workspace != nullptr ? *context.workspace : own;
-  // Behind the pieces stand the sums that the chunks hold in memory, and their losses.
-  const Index n_sums = vectors_of<T>(k) > most_held ? row_chunks + column_chunks : 0;
+  // The sums of the chunks and their losses are stored behind the pieces.
+  const Index n_sums = vectors_of<T>(k) > max_register_vectors ? row_chunks + column_chunks : 0;
   const Index n_losses = row_chunks * static_cast<Index>(sizeof(double) / sizeof(T));
   T* const left_pieces = workspace.reserve<T>((m + n + n_sums) * stride + n_losses);
   T* const right_pieces = left_pieces + m * stride;
-  T* const long_sums = right_pieces + n * stride;
-  auto* const losses = reinterpret_cast<double*>(long_sums + n_sums * stride);
+  T* const sum_buffers = right_pieces + n * stride;
+  auto* const losses = reinterpret_cast<double*>(sum_buffers + n_sums * stride);
 
   const double size = static_cast<double>(entries.by_rows.size);
   const double flops = (right.absent() ? 4.0 : 8.0) * size * static_cast<double>(stride);
   const int team = team_size(context.n_threads, flops, flops_per_thread);
   const Index left_chunks = (m + pieces_per_chunk - 1) / pieces_per_chunk;
   const Index right_chunks = (n + pieces_per_chunk - 1) / pieces_per_chunk;
-  parallel_deal(team, left_chunks + right_chunks, [&](Index c) {
+  parallel_dynamic(team, left_chunks + right_chunks, [&](Index c) {
     const bool of_left = c < left_chunks;
     const Index begin = (of_left ? c : c - left_chunks) * pieces_per_chunk;
     const MatrixRef<const T>& block = of_left ? x : y;
@@ -368,15 +370,15 @@ double residual_products(const ObservedEntries<T>& entries, MatrixRef<const T> x
 
   const Pass<T> rows{&entries.by_rows, left_pieces, right_pieces, left};
   const Pass<T> columns{&entries.by_columns, right_pieces, left_pieces, right};
-  parallel_deal(team, row_chunks + column_chunks, [&](Index c) {
+  parallel_dynamic(team, row_chunks + column_chunks, [&](Index c) {
     const bool of_rows = c < row_chunks;
     const Pass<T>& pass = of_rows ? rows : columns;
     const Index chunks = of_rows ? row_chunks : column_chunks;
     const Index chunk = of_rows ? c : c - row_chunks;
     const Index begin = chunk_begin(*pass.entries, chunk, chunks);
     const Index end = chunk_begin(*pass.entries, chunk + 1, chunks);
-    T* const long_sum = n_sums > 0 ? long_sums + c * stride : nullptr;
-    const double loss = run_rows<T>(pass, begin, end, k, long_sum);
+    T* const sum_buffer = n_sums > 0 ? sum_buffers + c * stride : nullptr;
+    const double loss = run_rows<T>(pass, begin, end, k, sum_buffer);
     if (of_rows) losses[chunk] = loss;
   });
   double total = 0.0;
@@ -389,13 +391,13 @@ double masked_residual(const SparseRows<T>& by_rows, MatrixRef<const T> m, Matri
                        const Context& context) {
   require_shape(m, by_rows.rows, by_rows.cols, "the matrix");
   require_shape(error, by_rows.rows, by_rows.cols, "the residual");
-  context.breathe();
+  context.poll();
   const Index n_chunks = count_chunks(by_rows);
   Workspace own;
   Workspace& workspace = context.workspace != nullptr ? *context.workspace : own;
   double* const losses = workspace.reserve<double>(n_chunks);
   const double work = static_cast<double>(by_rows.rows) * static_cast<double>(by_rows.cols);
-  parallel_deal(team_size(context.n_threads, work, 65536.0), n_chunks, [&](Index c) {
+  parallel_dynamic(team_size(context.n_threads, work, 65536.0), n_chunks, [&](Index c) {
     const Index end = chunk_begin(by_rows, c + 1, n_chunks);
     double loss = 0.0;
     for (Index i = chunk_begin(by_rows, c, n_chunks); i < end; ++i) {
@@ -425,12 +427,12 @@ double measured_residual(const Measurements<T>& measurements, MatrixRef<const T>
   if (m.stride != m.cols || error.stride != error.cols) {
     throw ShapeError("a measured matrix is not contiguous");
   }
-  context.breathe();
-  // Each chunk of measurements has a sum of its own; more than a few would take more time to add up
-  // than they save.
-  constexpr Index most_chunks = 8;
+  context.poll();
+  // Each chunk of measurements has its own sum; adding up more chunks would cost more time than
+  // they save.
+  constexpr Index max_chunks = 8;
   constexpr Index elements_per_chunk = 65536;
-  const Index n_chunks = std::clamp<Index>(b.rows * size / elements_per_chunk, 1, most_chunks);
+  const Index n_chunks = std::clamp<Index>(b.rows * size / elements_per_chunk, 1, max_chunks);
   Workspace own;
   Workspace& workspace = context.workspace != nullptr ? *context.workspace : own;
   double* const losses = workspace.reserve<double>(n_chunks + n_chunks * size);
@@ -439,12 +441,12 @@ double measured_residual(const Measurements<T>& measurements, MatrixRef<const T>
   const Eigen::Map<const Row> w(m.data, size);
   const double flops = 4.0 * static_cast<double>(b.rows) * static_cast<double>(size);
   const int team = team_size(context.n_threads, flops, flops_per_thread);
-  parallel_deal(team, n_chunks, [&](Index c) {
+  parallel_dynamic(team, n_chunks, [&](Index c) {
     Eigen::Map<Row> sum(sums + c * size, size);
     sum.setZero();
     double loss = 0.0;
-    const Share mine = share(b.rows, 1, c, n_chunks);
-    for (Index i = mine.begin; i < mine.end; ++i) {
+    const Share range = share(b.rows, 1, c, n_chunks);
+    for (Index i = range.begin; i < range.end; ++i) {
       const Eigen::Map<const Row> row(b.row(i), size);
       const T residual = row.dot(w) - measurements.values[i];
       sum += residual * row;

@@ -18,31 +18,29 @@ namespace dlnfast {
 namespace {
 
 constexpr double elements_per_thread = 65536;
-// Flops of a product with a sparse E take about so many times as long as those of a dense one.
+// Time of a flop with a sparse E, relative to a dense one.
 constexpr double sparse_penalty = 4.0;
 
 // The largest singular value of a slowly changing matrix, by power iteration.
 template <class T>
 class LargestValue {
  public:
-  // Starts from `vector` (w.cols), unless that is missing or zero.
+  // Starts from `vector` (w.cols), or from a random vector if that is null or zero.
   LargestValue(const MatrixRef<T>& w, const T* vector)
-      : w_(w), right_(w.cols), left_(w.rows), started_(w.cols) {
+      : w_(w), right_(w.cols), left_(w.rows), start_(w.cols) {
     if (vector != nullptr) std::copy(vector, vector + w.cols, right_.data());
     if (vector != nullptr && right_.any()) return;
     Random random(1);
     random.fill(MatrixRef<T>(right_.data(), 1, w.cols));
   }
 
-  // The vector that the last update started from: a resumed run repeats that update.
-  void store(T* vector) const {
-    std::copy(started_.data(), started_.data() + started_.size(), vector);
-  }
+  // Stores the vector from which the last update started: a resumed run repeats that update.
+  void store(T* vector) const { std::copy(start_.data(), start_.data() + start_.size(), vector); }
 
-  // Two sweeps from the vector of the last update.
+  // Runs two iterations from the vector of the last update.
   double update() {
     double value = 0.0;
-    started_ = right_;
+    start_ = right_;
     for (int sweep = 0; sweep < 2; ++sweep) {
       const T length = right_.norm();
       if (!(length > T(0))) return 0.0;
@@ -57,36 +55,36 @@ class LargestValue {
  private:
   using Column = Eigen::Matrix<T, Eigen::Dynamic, 1>;
   MatrixRef<T> w_;
-  Column right_, left_, started_;
+  Column right_, left_, start_;
 };
 
-// One weight matrix with its rates and, where it has momentum, its velocity.
+// A weight matrix with the parameters of its gradient step.
 template <class T>
 struct Layer {
   Index index = 0;
   MatrixRef<T> weight;
-  Matrix<T> velocity;  // where the caller holds none
-  Descent<T> descent;
-  MatrixRef<T> gradient;  // where a backward pass writes G_l; absent: the layer descends
+  Matrix<T> velocity;  // used if the caller passes none
+  GradientStep<T> gradient_step;
+  MatrixRef<T> gradient;  // if present, receives G_l instead of a step
 
   Layer(Index l, MatrixRef<T> w, double loss_scale, double rate, double decay, double momentum)
       : index(l), weight(w) {
-    descent.scale = static_cast<T>(loss_scale);
-    descent.learning_rate = static_cast<T>(rate);
-    descent.weight_decay = static_cast<T>(decay);
-    descent.momentum = static_cast<T>(momentum);
+    gradient_step.scale = static_cast<T>(loss_scale);
+    gradient_step.learning_rate = static_cast<T>(rate);
+    gradient_step.weight_decay = static_cast<T>(decay);
+    gradient_step.momentum = static_cast<T>(momentum);
   }
 
-  // Not in the constructor: layers move while the list of them grows.
-  void bind_velocity(const MatrixRef<T>& given) {
-    if (descent.momentum == T(0)) return;
-    if (given.absent()) velocity = Matrix<T>::Zero(weight.rows, weight.cols);
-    descent.velocity = given.absent() ? MatrixRef<T>(velocity) : given;
+  // Not in the constructor, because layers move in memory while their list grows.
+  void bind_velocity(const MatrixRef<T>& external) {
+    if (gradient_step.momentum == T(0)) return;
+    if (external.absent()) velocity = Matrix<T>::Zero(weight.rows, weight.cols);
+    gradient_step.velocity = external.absent() ? MatrixRef<T>(velocity) : external;
   }
 
-  bool has_momentum() const { return !descent.velocity.absent(); }
+  bool has_momentum() const { return !gradient_step.velocity.absent(); }
   bool writes_gradient() const { return !gradient.absent(); }
-  bool needs_gradient() const { return writes_gradient() || descent.learning_rate != T(0); }
+  bool needs_gradient() const { return writes_gradient() || gradient_step.learning_rate != T(0); }
 };
 
 template <class Body>
@@ -95,15 +93,15 @@ void for_rows(Index rows, Index cols, const Context& context, const Body& body) 
                        elements_per_thread);
   team = static_cast<int>(std::min<Index>(team, std::max<Index>(rows, 1)));
   parallel(team, [&](int member, int size) {
-    const Share mine = share(rows, 1, member, size);
-    for (Index i = mine.begin; i < mine.end; ++i) body(i);
+    const Share range = share(rows, 1, member, size);
+    for (Index i = range.begin; i < range.end; ++i) body(i);
   });
 }
 
-// Row i of W descends along scale * gradient, a row expression; or G's is written.
+// Updates row i of W along scale * gradient, a row expression, or writes that row of G.
 template <class T, class GradientRow>
 void descend_row(Layer<T>& layer, Index i, const GradientRow& gradient) {
-  const Descent<T>& d = layer.descent;
+  const GradientStep<T>& d = layer.gradient_step;
   if (layer.writes_gradient()) {
     layer.gradient.map().row(i) = (d.scale * gradient).matrix();
     return;
@@ -114,18 +112,18 @@ void descend_row(Layer<T>& layer, Index i, const GradientRow& gradient) {
     v = d.momentum * v + d.scale * gradient + d.weight_decay * w;
     w -= d.learning_rate * v;
   } else {
-    const T kept = d.kept();
-    w = kept * w -
-        (kept * (d.learning_rate * d.weight_decay) * w + (d.learning_rate * d.scale) * gradient);
+    const T weight_factor = d.weight_factor();
+    w = weight_factor * w - (weight_factor * (d.learning_rate * d.weight_decay) * w +
+                             (d.learning_rate * d.scale) * gradient);
   }
 }
 
-// W descends along scale * A^T B formed by a matrix product (with weight decay but no momentum, by way
-// of `scratch`), or G = scale * A^T B is written.
+// Updates W along scale * A^T B, formed by a matrix product, or writes G = scale * A^T B. Uses
+// `scratch` for weight decay without momentum.
 template <class T>
 void descend_product(Layer<T>& layer, MatrixRef<const T> a, MatrixRef<const T> b, T* scratch,
                      const Context& context) {
-  const Descent<T>& d = layer.descent;
+  const GradientStep<T>& d = layer.gradient_step;
   const MatrixRef<T>& weight = layer.weight;
   if (layer.writes_gradient()) {
     multiply<T>(d.scale, a, Op::transpose, b, Op::none, T(0), layer.gradient, context);
@@ -140,19 +138,20 @@ void descend_product(Layer<T>& layer, MatrixRef<const T> a, MatrixRef<const T> b
   } else if (d.weight_decay != T(0)) {
     const MatrixRef<T> gradient(scratch, weight.rows, weight.cols);
     multiply<T>(d.scale, a, Op::transpose, b, Op::none, T(0), gradient, context);
-    const T kept = d.kept();
+    const T weight_factor = d.weight_factor();
     for_rows(weight.rows, weight.cols, context, [&](Index i) {
       auto w = weight.map().row(i);
-      w = kept * w - d.learning_rate * (gradient.map().row(i) + kept * d.weight_decay * w);
+      w = weight_factor * w -
+          d.learning_rate * (gradient.map().row(i) + weight_factor * d.weight_decay * w);
     });
   } else {
     multiply<T>(-d.learning_rate * d.scale, a, Op::transpose, b, Op::none, T(1), weight, context);
   }
 }
 
-// The layers on one side of the pivot, from the pivot outwards, seen so that the chain is a product
-// of A_1 ... A_n with the k = d_p rows of A_1 at the pivot: A = W below it, A = W^T above it. All
-// blocks have k rows.
+// The layers on one side of the pivot, from the pivot outwards, such that the chain is a product of
+// A_1 ... A_n with the k = d_p rows of A_1 at the pivot: A = W below the pivot, A = W^T above it.
+// All blocks have k rows.
 template <class T>
 class Side {
  public:
@@ -165,12 +164,12 @@ class Side {
     Index largest = 0;
     for (Index i = 0; i < size(); ++i) {
       const Layer<T>& layer = *layers_[i];
-      const bool decays = !layer.has_momentum() && layer.descent.weight_decay != T(0);
-      if (i > 0 && !thin_ && decays) {
+      const bool needs_scratch = !layer.has_momentum() && layer.gradient_step.weight_decay != T(0);
+      if (i > 0 && !thin_ && needs_scratch) {
         largest = std::max(largest, layer.weight.rows * layer.weight.cols);
       }
-      const bool alias = i == 0 && !transposed_;
-      products_.emplace_back(alias ? 0 : k_, alias ? 0 : outer(i));
+      const bool is_alias = i == 0 && !transposed_;
+      products_.emplace_back(is_alias ? 0 : k_, is_alias ? 0 : outer(i));
       widest = std::max(widest, outer(i));
     }
     while (innermost_needed_ < size() && !layers_[innermost_needed_]->needs_gradient()) {
@@ -187,16 +186,17 @@ class Side {
   bool needs_error() const { return innermost_needed_ < size(); }
   Index outer_width() const { return outer(size() - 1); }
 
-  // The innermost layer has its whole gradient as one of the blocks.
+  // Whether the updates of a layer are thin. The gradient of the innermost layer is one of the
+  // blocks itself.
   bool is_thin(Index layer) const {
     for (Index i = 1; i < size(); ++i) {
       if (layers_[i]->index == layer) return thin_;
     }
     return false;
   }
-  void watch(UpdateWatcher<T>* watcher) { watcher_ = watcher; }
+  void set_update_listener(UpdateListener<T>* listener) { listener_ = listener; }
 
-  // A_1 ... A_n, k x outer_width().
+  // Returns A_1 ... A_n, k x outer_width().
   MatrixRef<const T> product() const { return prefix(size() - 1); }
 
   void forward(const Context& context) {
@@ -215,7 +215,7 @@ class Side {
     }
   }
 
-  // The step, or the gradients, given the k x outer_width() error at the outer end.
+  // Takes the step, or writes the gradients, from the k x outer_width() error at the outer end.
   void backward(MatrixRef<const T> error, const Context& context) {
     for (Index i = size() - 1; i > 0; --i) {
       if (i < innermost_needed_) return;
@@ -254,7 +254,7 @@ class Side {
     return {products_[i].data(), products_[i].rows(), products_[i].cols()};
   }
 
-  // Passes the error one layer inwards.
+  // Propagates the error one layer inwards.
   void pass_inwards(MatrixRef<const T> w, MatrixRef<const T> error, MatrixRef<T> next,
                     const Context& context) {
     if (transposed_) {
@@ -264,7 +264,7 @@ class Side {
     }
   }
 
-  // The same, then moves that layer or writes its gradient.
+  // The same, then updates that layer or writes its gradient.
   void step(Layer<T>& layer, MatrixRef<const T> prefix, MatrixRef<const T> error, MatrixRef<T> next,
             const Context& context) {
     const MatrixRef<const T> w = layer.weight;
@@ -277,14 +277,14 @@ class Side {
       }
       return;
     }
-    if (watcher_ != nullptr) {
+    if (listener_ != nullptr) {
       const auto [left, right] = transposed_ ? std::pair(error, prefix) : std::pair(prefix, error);
-      watcher_->thin_update(layer.index, left, right, layer.descent, context);
+      listener_->on_thin_update(layer.index, left, right, layer.gradient_step, context);
     }
     if (transposed_) {
-      thin_times_and_descend<T>(error, prefix, layer.weight, next, layer.descent, context);
+      thin_times_and_descend<T>(error, prefix, layer.weight, next, layer.gradient_step, context);
     } else {
-      thin_times_transpose_and_descend<T>(prefix, error, layer.weight, next, layer.descent,
+      thin_times_transpose_and_descend<T>(prefix, error, layer.weight, next, layer.gradient_step,
                                           context);
     }
   }
@@ -292,17 +292,17 @@ class Side {
   std::vector<Layer<T>*> layers_;
   bool transposed_;
   bool thin_ = false;
-  UpdateWatcher<T>* watcher_ = nullptr;
+  UpdateListener<T>* listener_ = nullptr;
   Index k_ = 0;
-  Index innermost_needed_ = 0;       // layers inside of it need no gradient
-  std::vector<Matrix<T>> products_;  // A_1 ... A_{i+1}; the first one may be the weight itself
+  Index innermost_needed_ = 0;       // layers further inside need no gradient
+  std::vector<Matrix<T>> products_;  // A_1 ... A_{i+1}; the first may be the weight itself
   Matrix<T> error_[2];
-  Matrix<T> scratch_;  // a gradient, where a product cannot be subtracted in place
+  Matrix<T> scratch_;  // a gradient, if a product cannot be subtracted in place
 };
 
 }  // namespace
 
-double step_flops(const std::vector<Index>& widths, Index pivot, double ends) {
+double step_flops(const std::vector<Index>& widths, Index pivot, double end_product_entries) {
   const Index n_layers = static_cast<Index>(widths.size()) - 1;
   if (n_layers < 1) throw ShapeError("widths has fewer than two entries");
   if (pivot < 0 || pivot > n_layers) {
@@ -313,20 +313,21 @@ double step_flops(const std::vector<Index>& widths, Index pivot, double ends) {
   double elements = 0.0;
   for (Index l = 1; l < pivot; ++l) elements += d(l) * d(l - 1);
   for (Index l = pivot + 2; l <= n_layers; ++l) elements += d(l) * d(l - 1);
-  if (pivot > 0 && pivot < n_layers) elements += ends < 0.0 ? d(n_layers) * d(0) : ends;
+  if (pivot > 0 && pivot < n_layers)
+    elements += end_product_entries < 0.0 ? d(n_layers) * d(0) : end_product_entries;
   return 6.0 * d(pivot) * elements;
 }
 
-Index best_pivot(const std::vector<Index>& widths, double ends) {
+Index best_pivot(const std::vector<Index>& widths, double end_product_entries) {
   const Index n_layers = static_cast<Index>(widths.size()) - 1;
   Index best = n_layers;
-  double least = step_flops(widths, best, ends);
+  double least_flops = step_flops(widths, best, end_product_entries);
   for (Index p = n_layers - 1; p >= 0; --p) {
-    const double flops = step_flops(widths, p, ends);
-    // Of equal ones the thinner: its products and updates are fused.
-    if (flops < least || (flops == least && widths[p] < widths[best])) {
+    const double flops = step_flops(widths, p, end_product_entries);
+    // Prefer the smaller width for equal flops, because thin products and updates are fused.
+    if (flops < least_flops || (flops == least_flops && widths[p] < widths[best])) {
       best = p;
-      least = flops;
+      least_flops = flops;
     }
   }
   return best;
@@ -342,8 +343,9 @@ class DenseDescent<T>::Impl {
     context_.workspace = &workspace_;
     const std::vector<Index> widths = checked_widths(weights, objective, rates);
     check_state(state, weights);
-    const bool adapts = rates.adaptive.safety > 0.0;
-    if (gradients.empty() && objective.has_target() && !adapts && better_small(widths, small)) {
+    const bool is_adaptive = rates.adaptive.safety > 0.0;
+    if (gradients.empty() && objective.has_target() && !is_adaptive &&
+        better_small(widths, small)) {
       const Index n = static_cast<Index>(weights.size());
       small_ =
           small_descent<T>(*std::max_element(widths.begin(), widths.end()), n, objective, rates);
@@ -353,7 +355,7 @@ class DenseDescent<T>::Impl {
     }
     chooses_team_ = context.n_threads == 0;
     const Index n_layers = static_cast<Index>(weights.size());
-    if (adapts) {
+    if (is_adaptive) {
       rates_ = rates;
       largest_.resize(weights.size());
       for (std::size_t l = 0; l < weights.size(); ++l) {
@@ -370,13 +372,13 @@ class DenseDescent<T>::Impl {
     }
     const Index d_out = widths.back();
     const Index d_in = widths.front();
-    double ends = static_cast<double>(d_out) * static_cast<double>(d_in);
+    double end_product_entries = static_cast<double>(d_out) * static_cast<double>(d_in);
     if (objective.observed) {
       const double sparse = sparse_penalty * static_cast<double>(objective.observed->by_rows.size);
-      sparse_ = sparse < ends;
-      ends = std::min(ends, sparse);
+      sparse_ = sparse < end_product_entries;
+      end_product_entries = std::min(end_product_entries, sparse);
     }
-    const Index pivot = best_pivot(widths, ends);
+    const Index pivot = best_pivot(widths, end_product_entries);
     sparse_ = sparse_ && pivot > 0 && pivot < n_layers;
     std::vector<Layer<T>*> below, above;
     for (Index l = pivot - 1; l >= 0; --l) below.push_back(&layers_[l]);
@@ -414,14 +416,14 @@ class DenseDescent<T>::Impl {
   void update() {
     if (small_) {
       small_->update();
-      behind_ = true;
+      is_stale_ = true;
     } else if (!chooses_team_) {
       update_layers();
     } else {
       const auto start = Clock::now();
       update_layers();
       step_time_ += Clock::now() - start;
-      choice_.took(step_time_.count());
+      choice_.record_time(step_time_.count());
     }
   }
 
@@ -449,10 +451,10 @@ class DenseDescent<T>::Impl {
   bool is_thin(Index layer) const {
     return !small_ && (lower_->is_thin(layer) || upper_->is_thin(layer));
   }
-  void watch(UpdateWatcher<T>* watcher) {
+  void set_update_listener(UpdateListener<T>* listener) {
     if (small_) return;
-    lower_->watch(watcher);
-    upper_->watch(watcher);
+    lower_->set_update_listener(listener);
+    upper_->set_update_listener(listener);
   }
 
  private:
@@ -464,7 +466,7 @@ class DenseDescent<T>::Impl {
     return loss;
   }
 
-  // Chooses the rate of the step that comes (AdaptiveRate).
+  // Sets the learning rates of the next step (AdaptiveRate).
   void adapt(double loss) {
     const AdaptiveRate& adaptive = rates_.adaptive;
     const std::size_t n = largest_.size();
@@ -472,7 +474,7 @@ class DenseDescent<T>::Impl {
     const double c = objective_.loss_scale;
     const double excess = std::max(loss - objective_.loss_floor, 0.0);
     const double error = adaptive.error_scale * std::sqrt(2.0 * excess / c);
-    // Of all layers but two; l = k stands for but one.
+    // Product of the largest singular values of all layers but l and k.
     const auto others = [&](std::size_t l, std::size_t k) {
       double product = 1.0;
       for (std::size_t j = 0; j < n; ++j) {
@@ -480,7 +482,7 @@ class DenseDescent<T>::Impl {
       }
       return product;
     };
-    double gauss_newton = 0.0, residual = 0.0, decay = 0.0, inertia = 0.0;
+    double gauss_newton = 0.0, residual = 0.0, decay = 0.0, largest_momentum = 0.0;
     for (std::size_t l = 0; l < n; ++l) {
       const double m = rates_.learning_rate[l];
       const double s = others(l, l);
@@ -491,13 +493,13 @@ class DenseDescent<T>::Impl {
       }
       residual = std::max(residual, row * error);
       decay = std::max(decay, m * rates_.weight_decay[l]);
-      inertia = std::max(inertia, rates_.momentum[l]);
+      largest_momentum = std::max(largest_momentum, rates_.momentum[l]);
     }
     const double sharpness = c * (gauss_newton + residual) + decay;
-    // Where nothing bends there is nothing to learn either.
-    rate_ = sharpness > 0.0 ? (1.0 - inertia) * adaptive.safety / sharpness : 0.0;
+    // With zero sharpness all gradients are zero as well.
+    rate_ = sharpness > 0.0 ? (1.0 - largest_momentum) * adaptive.safety / sharpness : 0.0;
     for (std::size_t l = 0; l < n; ++l) {
-      layers_[l].descent.learning_rate = static_cast<T>(rates_.learning_rate[l] * rate_);
+      layers_[l].gradient_step.learning_rate = static_cast<T>(rates_.learning_rate[l] * rate_);
     }
   }
 
@@ -532,7 +534,7 @@ class DenseDescent<T>::Impl {
     if (upper_->needs_error()) upper_->backward(above, context_);
   }
 
-  // Whether square padding costs less than calls of kernels for any shape, each of which takes as
+  // Whether padding to squares costs less than the general kernels, each call of which takes as
   // long as about 1e4 flops.
   static bool better_small(const std::vector<Index>& widths, Index limit) {
     const Index size = *std::max_element(widths.begin(), widths.end());
@@ -543,9 +545,9 @@ class DenseDescent<T>::Impl {
   }
 
   void write_back() {
-    if (!behind_) return;
+    if (!is_stale_) return;
     for (Index l = 0; l < n_layers(); ++l) small_->store_weight(l, weights_[l]);
-    behind_ = false;
+    is_stale_ = false;
   }
 
   static std::vector<Index> checked_widths(const std::vector<MatrixRef<T>>& weights,
@@ -559,7 +561,7 @@ class DenseDescent<T>::Impl {
       widths.push_back(weights[l].rows);
     }
     if (objective.observed && objective.measurements) {
-      throw ShapeError("both entries and measurements are given; wanted one of them");
+      throw ShapeError("both observed entries and measurements are passed; wanted one of them");
     }
     if (objective.observed) {
       check_entries(*objective.observed);
@@ -572,7 +574,7 @@ class DenseDescent<T>::Impl {
       check_statistics(objective, widths.back(), widths.front());
     }
     if (!objective.input_gram.absent() && !objective.has_target()) {
-      throw ShapeError("input_gram is given beside observations of the matrix itself");
+      throw ShapeError("input_gram is passed together with observations of the matrix");
     }
     require_length(static_cast<Index>(rates.learning_rate.size()), n_layers, "learning_rate");
     require_length(static_cast<Index>(rates.weight_decay.size()), n_layers, "weight_decay");
@@ -599,7 +601,7 @@ class DenseDescent<T>::Impl {
     return 0.5 * objective_.loss_scale * squares + objective_.loss_floor;
   }
 
-  // P_L^T E and E T_1^T as far as they are needed, and the loss.
+  // Computes P_L^T E and E T_1^T as needed, and the loss.
   double sparse_residual() {
     const MatrixRef<T> above = upper_->needs_error() ? MatrixRef<T>(upper_error_) : MatrixRef<T>();
     const MatrixRef<T> below = lower_->needs_error() ? MatrixRef<T>(lower_error_) : MatrixRef<T>();
@@ -607,8 +609,8 @@ class DenseDescent<T>::Impl {
                                         above, below, context_));
   }
 
-  // E = M S - Phi, or what takes its place, and the loss. Rows are summed apart and then in order, so
-  // that the result does not depend on the team.
+  // Computes E = M S - Phi, or its replacement for observations, and the loss. Sums row by row and
+  // then over rows in order, so that the result does not depend on the number of threads.
   double residual(MatrixRef<const T> m) {
     if (objective_.observed) {
       return loss_of(masked_residual<T>(objective_.observed->by_rows, m, error_, context_));
@@ -642,13 +644,13 @@ class DenseDescent<T>::Impl {
   std::vector<MatrixRef<T>> weights_;
   OptimizerState<T> state_;
   std::unique_ptr<SmallDescent<T>> small_;
-  bool behind_ = false;  // whether the caller's weights are older than the small ones
+  bool is_stale_ = false;  // whether the caller's weights are older than those of small_
   bool chooses_team_ = false;
-  Rates rates_;  // only where they adapt
+  Rates rates_;  // only for adaptive rates
   std::vector<LargestValue<T>> largest_value_;
   std::vector<double> largest_;
   double rate_ = 1.0;
-  bool sparse_ = false;  // whether E is known by its products alone
+  bool sparse_ = false;  // whether E is never formed
   TeamChoice choice_{max_threads()};
   std::chrono::duration<double> step_time_{};
   Objective<T> objective_;
@@ -657,7 +659,7 @@ class DenseDescent<T>::Impl {
   std::vector<Layer<T>> layers_;
   std::unique_ptr<Side<T>> lower_, upper_;
   Matrix<T> chain_, error_, lower_error_, upper_error_;
-  Matrix<T> residual_;  // M F - G, where there is an F
+  Matrix<T> residual_;  // M F - G, if there is an F
   std::vector<double> row_loss_;
 };
 
@@ -716,8 +718,8 @@ bool DenseDescent<T>::is_thin(Index layer) const {
 }
 
 template <class T>
-void DenseDescent<T>::watch(UpdateWatcher<T>* watcher) {
-  impl_->watch(watcher);
+void DenseDescent<T>::set_update_listener(UpdateListener<T>* listener) {
+  impl_->set_update_listener(listener);
 }
 
 template <class T>
@@ -730,7 +732,7 @@ double compute_gradients(const std::vector<MatrixRef<const T>>& weights,
   for (std::size_t l = 0; l < n_layers; ++l) {
     const MatrixRef<const T>& w = weights[l];
     require_shape(gradients[l], w.rows, w.cols, "gradients[" + std::to_string(l) + "]");
-    // A layer whose gradient is written is only read.
+    // A layer whose gradient is written is not modified.
     layers.emplace_back(const_cast<T*>(w.data), w.rows, w.cols, w.stride);
   }
   Rates rates;

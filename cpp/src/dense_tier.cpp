@@ -17,14 +17,14 @@ void DenseTier<T>::update(const DenseUpdate<T>& update) {
   }
   if (is_first) {
     certificate_.reset_credit();
-    begin_origin(update);
+    initialize_origin(update);
   }
   for (Index i = 1; i < settings_.max_sweeps && !tails_.is_good_enough() && would_sweep_help();
        ++i) {
     sweep(update);
     find_errors(update);
   }
-  subspace_.keep_invariant_block();
+  subspace_.reuse_invariant_block();
   const std::vector<double>& values = subspace_.reported().values;
   const Index k = subspace_.shape().k;
   was_one_cluster_ = values[0] - values[k - 1] <= 1e-10 * values[0] && k > 1;
@@ -32,25 +32,25 @@ void DenseTier<T>::update(const DenseUpdate<T>& update) {
 }
 
 template <class T>
-void DenseTier<T>::forget() {
-  tails_.forget();
-  subspace_.forget();
+void DenseTier<T>::reset() {
+  tails_.reset();
+  subspace_.reset();
 }
 
 template <class T>
-void DenseTier<T>::forget_bounds() {
-  tails_.forget();
+void DenseTier<T>::reset_bounds() {
+  tails_.reset();
   tails_.set_drift(infinity);
-  origin_.forget();
+  origin_.reset();
 }
 
 template <class T>
 void DenseTier<T>::sweep(const DenseUpdate<T>& update) {
-  tails_.change_pairs();
+  tails_.invalidate_pairs();
   subspace_.sweep(update.w, origin_.image(), update.context);
   const Index n_columns = 2 * subspace_.size();
   update.record.n_columns += n_columns;
-  certificate_.earn(n_columns);
+  certificate_.add_credit(n_columns);
 }
 
 template <class T>
@@ -58,13 +58,13 @@ void DenseTier<T>::find_errors(const DenseUpdate<T>& update) {
   tails_.find_errors(update.squared_norm, update.record, update.context);
 }
 
-// Errors after the first sweep, with the help of W_0 where they are too large without it.
+// Bounds the errors after the first sweep. Uses W_0 if they are too large without it.
 template <class T>
 void DenseTier<T>::bound(const DenseUpdate<T>& update) {
-  // After so much drift they will be too large.
-  const bool is_hopeless =
+  // The errors will be too large after so much drift.
+  const bool is_drift_too_large =
       !(tails_.drift() <= 0.5 * settings_.tolerance * subspace_.reported().values[0]);
-  if (origin_.is_compared() && is_hopeless) {
+  if (origin_.is_compared() && is_drift_too_large) {
     tails_.skip_errors();
   } else {
     find_errors(update);
@@ -79,15 +79,16 @@ void DenseTier<T>::bound(const DenseUpdate<T>& update) {
 
 template <class T>
 bool DenseTier<T>::is_refresh_due(const DenseUpdate<T>& update) const {
-  // One cluster has no directions: those in which it splits are sought once W has moved.
+  // A single cluster determines no directions: once W has changed, search for those in which it
+  // splits.
   const bool may_split = was_one_cluster_ && update.squared_norm != last_squared_norm_ &&
                          subspace_.size() < subspace_.shape().smaller;
   return may_split ||
          (settings_.refresh_every > 0 && update.record.event % settings_.refresh_every == 0);
 }
 
-// Bounds the complement of the separated pairs by a certificate. Where the certificate finds a direction
-// that belongs among the tracked ones, sweeps from there, up to three times.
+// Bounds the complement of the separated pairs by a certificate. If the certificate finds a
+// direction that should be tracked, sweeps from there, up to three times.
 template <class T>
 void DenseTier<T>::refresh(const DenseUpdate<T>& update, bool is_first) {
   if (subspace_.size() == subspace_.shape().smaller) return;
@@ -99,7 +100,7 @@ void DenseTier<T>::refresh(const DenseUpdate<T>& update, bool is_first) {
     tails_.certify(found.bound, j);
     update.record.n_columns += found.n_columns;
     const bool is_missed =
-        found.theta > subspace_.reported().values[j] * (1.0 + 1e-9) + subspace_.slack();
+        found.theta > subspace_.reported().values[j] * (1.0 + 1e-9) + subspace_.rounding_bound();
     if (!is_missed && !is_first) {
       if (certificate_.is_closed()) {
         subspace_.plan_guards(j, certificate_.ritz_vectors(), update.context);
@@ -109,7 +110,7 @@ void DenseTier<T>::refresh(const DenseUpdate<T>& update, bool is_first) {
     subspace_.replace_guards(j, certificate_.ritz_vectors(), update.context);
     sweep(update);
     if (!is_first) {
-      // The missed direction is tracked now: the certificate bounds less than before.
+      // The missed direction is tracked now, so the certificate bounds less than before.
       find_errors(update);
       const bool has_more = certificate_.is_closed() && certificate_.n_above_shared() > j;
       if (tails_.is_good_enough() && !has_more) break;
@@ -123,18 +124,18 @@ void DenseTier<T>::refresh(const DenseUpdate<T>& update, bool is_first) {
   find_errors(update);
 }
 
-// At the first update W may be W_0: the largest value and its error bound the norm of W_0.
+// If the first W equals W_0, its largest value plus error bounds the norm of W_0.
 template <class T>
-void DenseTier<T>::begin_origin(const DenseUpdate<T>& update) {
+void DenseTier<T>::initialize_origin(const DenseUpdate<T>& update) {
   if (update.matrix == nullptr || !origin_.is_set()) return;
   const Completeness kind = tails_.tail(0).kind == Completeness::rigorous
                                 ? Completeness::rigorous
                                 : Completeness::probabilistic;
   const Bound norm{subspace_.reported().values[0] + update.record.errors[0], kind};
-  origin_.begin(*update.matrix, update.squared_norm, norm);
+  origin_.initialize(*update.matrix, update.squared_norm, norm);
 }
 
-// Whether residuals, not the tail, make the largest error.
+// Whether residuals, not the tail, cause the largest error.
 template <class T>
 bool DenseTier<T>::would_sweep_help() const {
   const Index j = subspace_.n_separated(settings_.tolerance);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The tier of a tracker that iterates: a sweep, bounds on its errors, and, where these are too large, a
-// certificate and new starting vectors.
+// The dense tier of a tracker: a sweep, error bounds, and, if these are too large, a certificate
+// and new starting vectors.
 #pragma once
 
 #include "dlnfast/linear_operator.hpp"
@@ -13,13 +13,13 @@
 
 namespace dlnfast {
 
-// One update of the dense tier.
+// Input of one update of the dense tier.
 template <class T>
 struct DenseUpdate {
-  const LinearOperator<T>& w;        // in the unit of the tracker
+  const LinearOperator<T>& w;        // in units of the tracker
   const MatrixRef<const T>* matrix;  // W itself; null for an operator
   double squared_norm;               // ||W||_F^2; negative: unknown
-  TrackerRecord& record;             // to be filled
+  TrackerRecord& record;             // output
   const Context& context;
 };
 
@@ -38,13 +38,13 @@ class DenseTier {
   std::int64_t n_refreshes() const { return n_refreshes_; }
   std::int64_t n_certificates() const { return certificate_.count(); }
 
-  // Replaces the reported pairs by those of W, and fills the record's errors. After an exception the blocks
-  // may hold anything: call `forget`.
+  // Replaces the reported pairs by those of W, and writes the record's errors. After an exception
+  // the blocks are undefined: call `reset`.
   void update(const DenseUpdate<T>& update);
-  // The next update begins anew.
-  void forget();
-  // Drops the bounds of earlier updates: the unit has changed.
-  void forget_bounds();
+  // Discards all state; the next update starts from random vectors.
+  void reset();
+  // Discards the bounds of earlier updates, because the unit has changed.
+  void reset_bounds();
 
  private:
   void sweep(const DenseUpdate<T>& update);
@@ -52,7 +52,7 @@ class DenseTier {
   void bound(const DenseUpdate<T>& update);
   bool is_refresh_due(const DenseUpdate<T>& update) const;
   void refresh(const DenseUpdate<T>& update, bool is_first);
-  void begin_origin(const DenseUpdate<T>& update);
+  void initialize_origin(const DenseUpdate<T>& update);
   bool would_sweep_help() const;
 
   TrackerSettings settings_;

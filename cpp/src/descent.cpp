@@ -9,9 +9,9 @@
 namespace dlnfast {
 
 Index n_records(const Schedule& schedule) {
-  // Below the largest number, so that counts of steps and records cannot overflow.
+  // Half of the largest number, so that counts of steps and records cannot overflow.
   if (schedule.steps < 0 || schedule.steps >= std::numeric_limits<Index>::max() / 2) {
-    throw std::invalid_argument("steps is negative or beyond any memory");
+    throw std::invalid_argument("steps is negative or too large");
   }
   if (schedule.record_every < 1) throw std::invalid_argument("record_every is below 1");
   if (schedule.first < 0 || schedule.first > schedule.steps) {
@@ -27,8 +27,8 @@ Index n_records(const Schedule& schedule) {
 }
 
 Index n_losses(const Schedule& schedule) {
-  const Index whole = schedule.steps - schedule.first + 1;
-  return schedule.flush_every > 0 ? std::min(schedule.flush_every, whole - 1) + 1 : whole;
+  const Index n_all = schedule.steps - schedule.first + 1;
+  return schedule.flush_every > 0 ? std::min(schedule.flush_every, n_all - 1) + 1 : n_all;
 }
 
 Index n_multiples(const Schedule& schedule, Index every) {
@@ -74,11 +74,11 @@ void require_layers(Index first, Index length, Index n_layers) {
 
 Index largest_layer(const Stepper& stepper) {
   Index largest = 0;
-  double most = -1.0;
+  double largest_size = -1.0;
   for (Index l = 0; l < stepper.n_layers(); ++l) {
     const double size = stepper.largest_entry(l);
-    if (size > most) {
-      most = size;
+    if (size > largest_size) {
+      largest_size = size;
       largest = l;
     }
   }
@@ -90,7 +90,7 @@ namespace {
 Result take_steps(Stepper& stepper, Recorder& recorder, const Schedule& schedule,
                   const Progress& progress, Monitor& monitor) {
   n_records(schedule);  // checks the schedule
-  const bool flushes = schedule.flush_every > 0;
+  const bool has_flush = schedule.flush_every > 0;
   const Index steps_per_poll = stepper.steps_per_poll();
   Index until_record = 0;
   Index until_poll = steps_per_poll;
@@ -112,18 +112,18 @@ Result take_steps(Stepper& stepper, Recorder& recorder, const Schedule& schedule
       until_record = schedule.record_every - step % schedule.record_every;
     }
     recorder.after_step(step, loss, last);
-    const bool go_on = monitor.at_step(step, loss, at_record);
+    const bool continues = monitor.at_step(step, loss, at_record);
     if (last) return {converged ? Outcome::converged : Outcome::finished, step, 0};
-    if (!go_on) {
-      if (!at_record) throw std::logic_error("only a record may stop a run");
+    if (!continues) {
+      if (!at_record) throw std::logic_error("a run can be stopped at a record only");
       return {Outcome::stopped, step, 0};
     }
     --until_record;
-    if (flushes && step % schedule.flush_every == 0 && step != schedule.first) {
+    if (has_flush && step % schedule.flush_every == 0 && step != schedule.first) {
       stepper.store();
       monitor.flush(step);
       if (*progress.n_losses != 0 || *progress.n_records != 0) {
-        throw std::logic_error("a flush left records behind");
+        throw std::logic_error("the flush callback did not empty the record buffers");
       }
     }
     if (--until_poll == 0) {

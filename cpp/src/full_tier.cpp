@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include "full_tier.hpp"
 
-#include "dlnfast/renew.hpp"
+#include "dlnfast/safe_resize.hpp"
 #include "dlnfast/singular_values.hpp"
 
 namespace dlnfast {
 namespace {
 
-// Matrices with a smaller side of at most this are decomposed, whatever k is.
+// Matrices whose smaller side is at most this always use the full tier.
 constexpr Index full_size = 128;
 
 }  // namespace
@@ -33,21 +33,21 @@ void FullTier<T>::update(MatrixRef<const T> w, TrackerRecord& record, const Cont
   SingularPairs<T>& pairs = subspace_.reported();
   const std::vector<double>& s = pairs.values;
   for (Index i = 0; i < p; ++i) pairs.values[i] = static_cast<double>(values(0, i));
-  subspace_.set_slack(s[0]);
-  const double slack = subspace_.slack();
-  for (Index i = 0; i < k; ++i) record.errors[i] = slack;
+  subspace_.set_rounding_bound(s[0]);
+  const double rounding_bound = subspace_.rounding_bound();
+  for (Index i = 0; i < k; ++i) record.errors[i] = rounding_bound;
   record.completeness = Completeness::rigorous;
-  record.tail = (k < p ? s[k] : (p == shape.smaller ? 0.0 : s[k - 1])) + slack;
+  record.tail = (k < p ? s[k] : (p == shape.smaller ? 0.0 : s[k - 1])) + rounding_bound;
   if (k == shape.smaller) find_shared_value(record);
   if (settings_.follow) {
     subspace_.allocate();
-    renew_both(pairs.left, left.transpose(), pairs.right, right.transpose());
+    safe_assign_both(pairs.left, left.transpose(), pairs.right, right.transpose());
     record.vector_error = 0.0;
     subspace_.start_from_reported();
   }
 }
 
-// rho: the middle of the longest run of equal values.
+// Sets rho to the middle of the longest run of equal values.
 template <class T>
 void FullTier<T>::find_shared_value(TrackerRecord& record) const {
   const std::vector<double>& s = subspace_.reported().values;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The tier of a tracker that decomposes all of W: for matrices so small, or so many values, that this takes
-// no longer than a few sweeps. All errors are rounding.
+// The full tier of a tracker: a full SVD of W, for small matrices or many values, where it costs no
+// more than a few sweeps. All errors are rounding errors.
 #pragma once
 
 #include "dlnfast/svd_tracker.hpp"
@@ -16,7 +16,7 @@ class FullTier {
   FullTier(const TrackerSettings& settings, SubspaceIteration<T>& subspace, TrackerScale<T>& scale)
       : settings_(settings), subspace_(subspace), scale_(scale) {}
 
-  // Whether matrices of this shape, with blocks of p vectors, are decomposed.
+  // Whether matrices of this shape, with blocks of p vectors, use this tier.
   static bool is_chosen(TrackerMode mode, Index smaller, Index p);
 
   // Replaces the reported pairs by those of W, and fills the record's errors.

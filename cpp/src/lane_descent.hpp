@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-// Descent of as many small square networks at once as a vector has lanes. Only for
-// batch_descent.cpp.
+// Gradient descent of many small square networks at once, one per SIMD lane. Used by
+// batch_descent.cpp only.
 //
-// Entry (i, j) of all runs stands in one vector, so that products need neither transposes nor sums
-// within a vector, and no part of a vector is idle whatever the size. Weights are updated with
-// compensated sums (small_descent.cpp).
+// Entry (i, j) of all runs is stored in one vector, so that products need neither transposes nor
+// sums within a vector, and all lanes are used for any size. Weights are updated with compensated
+// sums (small_descent.cpp).
 //
 // Cost of a step of L layers of size n, whitened and without momentum or decay, in vector
 // operations for all lanes together:
@@ -13,8 +13,8 @@
 //   update     L n^2 multiply-adds and 3 L n^2 additions
 // For n = 6 and L = 3 that is 1296 + 36 + 108 = 1440 multiply-adds and 360 additions. A core that
 // starts one multiply-add of 8 doubles and one addition per cycle needs at least 1440 cycles, 180
-// for each run. Memory is no bound: the 12 matrices of a group, 2304 bytes each, stay in or near
-// the first-level cache, and what leaves is 8 bytes of loss per run and step.
+// for each run. Memory is not a bottleneck: the 12 matrices of a group, 2304 bytes each, stay in or
+// near the first-level cache, and a run writes only 8 bytes of loss per step.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +28,7 @@
 
 namespace dlnfast {
 
-// Lets the monitor look at the clock once in about a million vector operations.
+// Polls the monitor once in about a million vector operations.
 class Poller {
  public:
   explicit Poller(Monitor& monitor) : monitor_(monitor) {}
@@ -36,7 +36,7 @@ class Poller {
     left_ -= operations;
     if (left_ > 0) return;
     left_ = 1000000;
-    monitor_.breathe();
+    monitor_.poll();
   }
 
  private:
@@ -44,7 +44,7 @@ class Poller {
   Index left_ = 0;
 };
 
-// What the steps of a whole batch may leave out.
+// Features of a batch; kernels skip the computations of absent ones.
 struct LaneFeatures {
   bool whitened = true;
   bool decay = false;
@@ -61,9 +61,9 @@ class LaneCores {
   virtual void load(int lane, const Batch<T>& batch, Index run) = 0;
   virtual void clear(int lane) = 0;
   virtual void store_core(int lane, Index layer, const MatrixRef<T>& core) const = 0;
-  // Of a core, as largest_magnitude.
+  // Largest absolute entry of a core, as largest_magnitude.
   virtual double largest_entry(int lane, Index layer) const = 0;
-  // The losses of the cores, one per lane; prepares `update`.
+  // Computes the losses of the cores, one per lane, and prepares `update`.
   virtual void evaluate(double* loss, Poller& poller) = 0;
   virtual void update(Poller& poller) = 0;
 };
@@ -76,7 +76,7 @@ class LaneDescent final : public LaneCores<T> {
   static constexpr int n_entries = Size * Size;
 
   // Rows and columns of a product that are summed at once (product()): divisors of Size whose sums
-  // fit the registers beside what else is at work, with as few loads per multiplication as can be.
+  // fit the registers together with the operands, with as few loads per multiplication as possible.
   struct Tile {
     int rows, cols;
   };
@@ -104,7 +104,7 @@ class LaneDescent final : public LaneCores<T> {
   struct alignas(64) PerLane {
     U a[lanes] = {};
   };
-  // How the weights of one layer move.
+  // Factors of the update of one layer.
   struct LayerState {
     PerLane<T> step, shrink;                  // without momentum: rate times scale, times decay
     PerLane<T> scale, decay, momentum, rate;  // with momentum
@@ -120,7 +120,7 @@ class LaneDescent final : public LaneCores<T> {
         prefix_(n_layers),
         state_(n_layers) {
     for (Index l = 0; l < n_layers; ++l) weight_.push_back(&blocks_[l]);
-    spare_ = &blocks_[n_layers];
+    next_first_weight_ = &blocks_[n_layers];
   }
 
   void load(int lane, const Batch<T>& batch, Index run) override {
@@ -230,15 +230,16 @@ class LaneDescent final : public LaneCores<T> {
     }
   }
 
-  // W_{l:1}, layers from 0.
+  // Returns W_{l:1}, layers from 0.
   const Block& prefix(Index l) const { return l == 0 ? *weight_[0] : prefix_[l]; }
 
-  // Hands every entry of op(A) op(B) to sink(column of the tile, entry, sum), and returns the sink.
+  // Calls sink(column of the tile, entry, sum) for every entry of op(A) op(B), and returns the
+  // sink.
   //
-  // tile.rows rows of a tile are summed side by side, but one after the other is begun and finished,
-  // `stagger` terms apart; whoever begins late takes the terms in another order. So entries leave in
-  // small lots while multiplications go on: entries in one large lot would fill the queue of stores
-  // and keep everything else waiting.
+  // The rows of a tile are summed side by side, but start and finish `stagger` terms apart; each
+  // row takes the terms in its own cyclic order. Results are then stored a few at a time while
+  // multiplications continue. Storing all rows at once would fill the store queue and stall the
+  // multiplications.
   template <bool TransposeA, bool TransposeB, class Sink>
   static Sink product(const Block& a, const Block& b, Sink sink) {
     for (int j = 0; j < Size; j += tile.cols) {
@@ -252,42 +253,42 @@ class LaneDescent final : public LaneCores<T> {
     return sink;
   }
 
-  // Once through all terms k: begins the rows from i on and finishes those before. All sweeps of a
-  // column of tiles but the first have rows to finish; all but the last have rows to begin.
+  // Runs once through all terms k: starts the rows from i on and finishes the rows before them. The
+  // first sweep of a column of tiles has no rows to finish, the last one has no rows to start.
   template <bool TransposeA, bool TransposeB, bool first, bool last, class Sink>
   DLNFAST_INLINE static void sweep(const Block& a, const Block& b, int i, int j,
                                    Vector (&sums)[tile.rows][tile.cols], Sink& sink) {
     constexpr int stagger = Size / tile.rows;
     constexpr int rows = tile.rows, cols = tile.cols;
-    simd::unroll<rows>([&](auto lot) DLNFAST_INLINE {
-      // Rows up to `lot` are of those that begin, the others of those that end.
-      constexpr int from = last ? lot + 1 : 0;
-      constexpr int to = first ? lot + 1 : rows;
-      const auto row = [&](int r) DLNFAST_INLINE { return r <= lot ? i + r : i + r - rows; };
+    simd::unroll<rows>([&](auto row_group) DLNFAST_INLINE {
+      // Rows up to `row_group` belong to the starting rows, the others to the finishing rows.
+      constexpr int from = last ? row_group + 1 : 0;
+      constexpr int to = first ? row_group + 1 : rows;
+      const auto row = [&](int r) DLNFAST_INLINE { return r <= row_group ? i + r : i + r - rows; };
       if constexpr (!last) {
         DLNFAST_UNROLL
-        for (int c = 0; c < cols; ++c) sums[lot][c] = Vector{};
+        for (int c = 0; c < cols; ++c) sums[row_group][c] = Vector{};
       }
       if constexpr (from < to) {
-        for (int k = lot * stagger; k < (lot + 1) * stagger; ++k) {
+        for (int k = row_group * stagger; k < (row_group + 1) * stagger; ++k) {
           Vector ak[rows];
           DLNFAST_UNROLL
           for (int r = from; r < to; ++r) {
             ak[r] = P::load(a.at(TransposeA ? k * Size + row(r) : row(r) * Size + k));
-            simd::keep(ak[r]);
+            simd::hold_in_register(ak[r]);
           }
           DLNFAST_UNROLL
           for (int c = 0; c < cols; ++c) {
             Vector bk = P::load(b.at(TransposeB ? (j + c) * Size + k : k * Size + j + c));
-            simd::keep(bk);
+            simd::hold_in_register(bk);
             DLNFAST_UNROLL
             for (int r = from; r < to; ++r) sums[r][c] += ak[r] * bk;
           }
         }
       }
-      // The row that has seen all terms by now.
-      constexpr int done = (lot + 1) % rows;
-      if constexpr (done <= lot ? !last : !first) {
+      // The row that has completed all terms.
+      constexpr int done = (row_group + 1) % rows;
+      if constexpr (done <= row_group ? !last : !first) {
         DLNFAST_UNROLL
         for (int c = 0; c < cols; ++c) sink(c, row(done) * Size + j + c, sums[done][c]);
       }
@@ -319,7 +320,7 @@ class LaneDescent final : public LaneCores<T> {
     Vector total() const { return squares[0] + squares[1]; }
   };
 
-  // Sums the squares of a difference that nobody else wants.
+  // Sums the squares of a difference without storing it.
   struct Measure {
     const T* target;
     Vector squares[2];
@@ -331,9 +332,9 @@ class LaneDescent final : public LaneCores<T> {
     Vector total() const { return squares[0] + squares[1]; }
   };
 
-  // A sink for gradients that moves the weights of layer l, from `from` to `to`.
+  // Returns a sink for gradients that updates the weights of layer l, from `from` to `to`.
   template <Rule rule>
-  auto move(Index l, const Block& from, Block& to) {
+  auto make_update(Index l, const Block& from, Block& to) {
     const LayerState& m = state_[l];
     const T* old_weight = from.a;
     T* weight = to.a;
@@ -345,9 +346,10 @@ class LaneDescent final : public LaneCores<T> {
       return [=](int, int entry, const Vector& gradient) DLNFAST_INLINE {
         const int at = entry * lanes;
         const Vector old = P::load(old_weight + at);
-        const Vector speed = P::load(velocity + at) * momentum + gradient * scale + old * decay;
-        P::store(velocity + at, speed);
-        add(old, -speed * rate, compensation + at, weight + at);
+        const Vector new_velocity =
+            P::load(velocity + at) * momentum + gradient * scale + old * decay;
+        P::store(velocity + at, new_velocity);
+        add(old, -new_velocity * rate, compensation + at, weight + at);
       };
     } else {
       const Vector step = P::load(m.step.a), shrink = P::load(m.shrink.a);
@@ -363,38 +365,39 @@ class LaneDescent final : public LaneCores<T> {
     }
   }
 
-  // old + change, with what the sum rounds away carried to the next one.
+  // old + change as a Kahan sum: the rounding error is subtracted from the next change.
   DLNFAST_INLINE static void add(Vector old, const Vector& change, T* compensation, T* weight) {
-    simd::keep(old);
-    const Vector wanted = change - P::load(compensation);
-    const Vector sum = old + wanted;
-    P::store(compensation, (sum - old) - wanted);
+    simd::hold_in_register(old);
+    const Vector corrected = change - P::load(compensation);
+    const Vector sum = old + corrected;
+    P::store(compensation, (sum - old) - corrected);
     P::store(weight, sum);
   }
 
   template <Rule rule>
   void update_with(Poller& poller) {
     if (n_layers_ == 1) {
-      for_each_entry(*error_, move<rule>(0, *weight_[0], *weight_[0]));
+      for_each_entry(*error_, make_update<rule>(0, *weight_[0], *weight_[0]));
       return;
     }
     for (Index l = n_layers_ - 1; l > 1; --l) {
       product<true, false>(*weight_[l], *error_, store_in(*next_error_));
-      product<false, true>(*error_, prefix(l - 1), move<rule>(l, *weight_[l], *weight_[l]));
+      product<false, true>(*error_, prefix(l - 1), make_update<rule>(l, *weight_[l], *weight_[l]));
       std::swap(error_, next_error_);
       poller.spend(2 * Size * n_entries);
     }
-    // The old weights of layer 1 still show in the gradient of layer 2.
-    product<true, false>(*weight_[1], *error_, move<rule>(0, *weight_[0], *spare_));
-    product<false, true>(*error_, *weight_[0], move<rule>(1, *weight_[1], *weight_[1]));
-    std::swap(weight_[0], spare_);
+    // The gradient of layer 2 needs the old weights of layer 1.
+    product<true, false>(*weight_[1], *error_,
+                         make_update<rule>(0, *weight_[0], *next_first_weight_));
+    product<false, true>(*error_, *weight_[0], make_update<rule>(1, *weight_[1], *weight_[1]));
+    std::swap(weight_[0], next_first_weight_);
   }
 
   Index n_layers_;
   LaneFeatures features_;
   std::vector<Block> blocks_;
   std::vector<Block*> weight_;
-  Block* spare_;
+  Block* next_first_weight_;
   std::vector<Block> compensation_, velocity_, prefix_;
   std::vector<LayerState> state_;
   Block errors_[2];

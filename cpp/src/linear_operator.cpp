@@ -18,7 +18,7 @@ namespace {
 constexpr double entries_per_thread = 65536;
 constexpr Index rows_per_chunk = 16;
 
-// Summed in four vectors of doubles, to be as fast as the memory.
+// Four independent vector sums, to reach memory bandwidth.
 double inner_product_of_rows(const double* a, const double* b, Index n) {
   using P = simd::Pack<double>;
   typename P::Vector sums[4] = {};
@@ -47,8 +47,8 @@ double inner_product_of_rows(const float* a, const float* b, Index n) {
   return total;
 }
 
-// Sums of_row(i), N numbers, over chunks of rows and then over chunks in order: the result does not depend on
-// the number of threads.
+// Sums of_row(i), N numbers, over chunks of rows and then over the chunks in order, so that the
+// result does not depend on the number of threads.
 template <std::size_t N, class OfRow>
 std::array<double, N> sum_over_rows(Index rows, Index cols, const Context& context,
                                     const OfRow& of_row) {
@@ -57,7 +57,7 @@ std::array<double, N> sum_over_rows(Index rows, Index cols, const Context& conte
   int team = team_size(context.n_threads, static_cast<double>(rows) * static_cast<double>(cols),
                        entries_per_thread);
   team = static_cast<int>(std::min<Index>(team, std::max<Index>(n_chunks, 1)));
-  parallel_deal(team, n_chunks, [&](Index chunk) {
+  parallel_dynamic(team, n_chunks, [&](Index chunk) {
     std::array<double, N> sum{};
     const Index end = std::min((chunk + 1) * rows_per_chunk, rows);
     for (Index i = chunk * rows_per_chunk; i < end; ++i) {

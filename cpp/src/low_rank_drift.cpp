@@ -7,29 +7,29 @@
 
 #include "dlnfast/basis.hpp"
 #include "dlnfast/errors.hpp"
-#include "dlnfast/renew.hpp"
+#include "dlnfast/safe_resize.hpp"
 #include "numbers.hpp"
 
 namespace dlnfast {
 namespace {
 
-// Rows of updates that are collected before they are added to the frames.
-constexpr Index most_pending = 64;
+// Number of update rows that are collected before they are added to the frames.
+constexpr Index max_pending = 64;
 
-// Length of the part of a unit vector outside the frames that is rounding of the products it came from.
+// Largest length of the part of a unit vector outside the frames that may be rounding error.
 template <class T>
 double outside_tolerance(Index size) {
   return 64.0 * epsilon<T>() * std::sqrt(static_cast<double>(size));
 }
 
-// Whether no square or product of frames overflows or loses digits, for a W of this size.
+// Whether squares and products of frames neither overflow nor lose digits, for a W of this size.
 template <class T>
 bool fits_frames(double size) {
   constexpr double largest = sizeof(T) == 8 ? 1e100 : 1e28;
   return size >= 1.0 / largest && size <= largest;
 }
 
-// Called before anything is changed.
+// Called before any change of state.
 template <class T>
 void require_blocks(MatrixRef<const T> left, MatrixRef<const T> right, MatrixRef<const T> initial) {
   require_shape(left, left.rows, initial.rows, "the left block of an update");
@@ -46,19 +46,19 @@ Isometry measure_isometry(MatrixRef<const T> w, const Context& context, Index ex
   result.scale = norm<T>(w, context) / std::sqrt(static_cast<double>(n));
   result.departure = infinity;
   if (!fits_frames<T>(result.scale)) return result;
-  // Products with W and W^T are scaled by `unit`, so that neither is far from 1.
+  // `unit` scales products with W and W^T so that neither is far from 1.
   int exponent = 0;
   std::frexp(result.scale, &exponent);
   const double unit = std::ldexp(1.0, -exponent);
   const double square = result.scale * unit * result.scale * unit;
-  const bool tall = w.rows >= w.cols;
-  // G applied to a block of rows of length n, G = W^T W or W W^T.
-  const Index across = tall ? w.rows : w.cols;
+  const bool is_tall = w.rows >= w.cols;
+  // Computes G times a block of rows of length n, G = W^T W or W W^T.
+  const Index across = is_tall ? w.rows : w.cols;
   Matrix<T> image, product;
   const auto gram_times = [&](MatrixRef<const T> x) {
-    renew(image, x.rows, across);
-    renew(product, x.rows, n);
-    if (tall) {
+    safe_resize(image, x.rows, across);
+    safe_resize(product, x.rows, n);
+    if (is_tall) {
       block_times_transpose<T>(x, w, MatrixRef<T>(image), context);
       image *= static_cast<T>(unit);
       block_times<T>(MatrixRef<T>(image), w, MatrixRef<T>(product), context);
@@ -85,8 +85,9 @@ Isometry measure_isometry(MatrixRef<const T> w, const Context& context, Index ex
     result.rigorous = true;
     return result;
   }
-  // Except with a probability of 1e-10, one of b random unit vectors has a component of at least c / sqrt(n)
-  // along the leading vector of the symmetric G / eps^2 - 1, and its image at least that part of the norm.
+  // With probability 1 - 1e-10, one of b random unit vectors has a component of at least c /
+  // sqrt(n) along the leading vector of the symmetric G / eps^2 - 1; the length of its image is at
+  // least that part of the norm.
   constexpr Index b = 8;
   constexpr double c = 0.0703;  // 1e-10^(1/8) / 0.8
   Matrix<T> x(b, n);
@@ -111,9 +112,9 @@ LowRankDrift<T>::LowRankDrift(MatrixRef<const T> initial, const Isometry& isomet
   if (limit_ < 0) throw ShapeError("the limit of frames is negative");
   left_.resize(limit_, initial.rows);
   right_.resize(limit_, initial.cols);
-  pending_.reserve(static_cast<std::size_t>(most_pending));
-  pending_left_.resize(most_pending, initial.rows);
-  pending_right_.resize(most_pending, initial.cols);
+  pending_.reserve(static_cast<std::size_t>(max_pending));
+  pending_left_.resize(max_pending, initial.rows);
+  pending_right_.resize(max_pending, initial.cols);
   if (!fits_frames<T>(isometry.scale) || !std::isfinite(isometry.departure)) closed_ = false;
 }
 
@@ -129,7 +130,7 @@ Matrix<double> LowRankDrift<T>::core() const {
 // (W, V) <- (ww W + wv V, vw W + vv V).
 template <class T>
 void LowRankDrift<T>::combine(double ww, double wv, double vw, double vv) {
-  // Copied first: if there is no memory for it, nothing has changed.
+  // Copy first: if the allocation fails, the state is unchanged.
   const Matrix<double> before = core_;
   const auto mix = [&](auto& w, auto& v) {
     const auto old = w;
@@ -137,9 +138,9 @@ void LowRankDrift<T>::combine(double ww, double wv, double vw, double vv) {
     v = vw * old + vv * v;
   };
   mix(initial_factor_, velocity_factor_);
-  const double lost = truncated_;
-  truncated_ = std::abs(ww) * lost + std::abs(wv) * velocity_truncated_;
-  velocity_truncated_ = std::abs(vw) * lost + std::abs(vv) * velocity_truncated_;
+  const double old_truncated = truncated_;
+  truncated_ = std::abs(ww) * old_truncated + std::abs(wv) * velocity_truncated_;
+  velocity_truncated_ = std::abs(vw) * old_truncated + std::abs(vv) * velocity_truncated_;
   if (core_.size() > 0) {
     core_ = ww * before + wv * velocity_core_;
     velocity_core_ = vw * before + vv * velocity_core_;
@@ -152,9 +153,9 @@ void LowRankDrift<T>::append(double weight, double velocity, MatrixRef<const T> 
                              MatrixRef<const T> right, const Context& context) {
   const Index k = left.rows;
   if (!closed_) return;
-  for (Index begin = 0; begin < k; begin += most_pending) {
-    const Index size = std::min(most_pending, k - begin);
-    if (n_pending_ + size > most_pending) flush(context);
+  for (Index begin = 0; begin < k; begin += max_pending) {
+    const Index size = std::min(max_pending, k - begin);
+    if (n_pending_ + size > max_pending) flush(context);
     if (!closed_) return;
     pending_left_.middleRows(n_pending_, size) = left.map().middleRows(begin, size);
     pending_right_.middleRows(n_pending_, size) = right.map().middleRows(begin, size);
@@ -183,8 +184,8 @@ void LowRankDrift<T>::descend(double scale, double learning_rate, double weight_
 
 namespace {
 
-// Returns coefficients = block frame^T, and subtracts coefficients frame from the block. After one pass the
-// complement has rounding errors relative to the block, after two relative to itself.
+// Returns coefficients = block frame^T, and subtracts coefficients frame from the block. After one
+// pass the remainder has rounding errors relative to the block, after two relative to itself.
 template <class T>
 Matrix<T> split(MatrixRef<T> block, MatrixRef<const T> frame, int passes, const Context& context) {
   Matrix<T> total = Matrix<T>::Zero(block.rows, frame.rows);
@@ -200,15 +201,16 @@ Matrix<T> split(MatrixRef<T> block, MatrixRef<const T> frame, int passes, const 
 
 }  // namespace
 
-// Extends the frames by the span of new rows, which are orthogonal to them, and of their images under W_0.
+// Extends the frames by the span of new rows, which are orthogonal to them, and of their images
+// under W_0.
 template <class T>
 bool LowRankDrift<T>::extend(MatrixRef<T> left_block, MatrixRef<T> right_block,
                              const Context& context) {
   const Index m = initial_.rows, n = initial_.cols;
   const auto inverse = static_cast<T>(1.0 / isometry_.scale);
-  std::vector<double> lengths(static_cast<std::size_t>(most_pending + limit_));
-  // Larger than the limit, to find out whether it is exceeded.
-  Matrix<T> left(limit_ + most_pending + limit_, m), right(limit_ + most_pending + limit_, n);
+  std::vector<double> lengths(static_cast<std::size_t>(max_pending + limit_));
+  // Larger than the limit, to detect that it is exceeded.
+  Matrix<T> left(limit_ + max_pending + limit_, m), right(limit_ + max_pending + limit_, n);
   left.topRows(n_left_) = left_.topRows(n_left_);
   right.topRows(n_right_) = right_.topRows(n_right_);
   Index n_left = n_left_, n_right = n_right_;
@@ -219,8 +221,8 @@ bool LowRankDrift<T>::extend(MatrixRef<T> left_block, MatrixRef<T> right_block,
     const Index added_right = extend_basis<T>(right, n_right, new_right, outside_tolerance<T>(n),
                                               as_array(lengths), context);
     if (n_left + added_left > limit_ || n_right + added_right > limit_) return false;
-    renew(new_right, added_left, n);
-    renew(new_left, added_right, m);
+    safe_resize(new_right, added_left, n);
+    safe_resize(new_left, added_right, m);
     if (added_left > 0) {
       block_times<T>(MatrixRef<T>(left).block(n_left, 0, added_left, m), initial_,
                      MatrixRef<T>(new_right), context);
@@ -246,23 +248,23 @@ bool LowRankDrift<T>::extend(MatrixRef<T> left_block, MatrixRef<T> right_block,
   n_left_ = n_left;
   n_right_ = n_right;
 
-  // K_0, and the parts of both images outside the frames: a bound on the error of (1).
+  // K_0, and the parts of both images outside the frames, which bound the error of (1).
   Matrix<T> image(n_right, m), back(n_left, n);
-  double open = 0.0;
-  renew_as(initial_core_, Matrix<double>::Zero(n_left, n_right));
+  double outside = 0.0;
+  safe_assign(initial_core_, Matrix<double>::Zero(n_left, n_right));
   if (n_right > 0) {
     block_times_transpose<T>(right_frame(), initial_, MatrixRef<T>(image), context);
     initial_core_ =
         split<T>(MatrixRef<T>(image), left_frame(), 2, context).transpose().template cast<double>();
-    open += image.template cast<double>().norm();
+    outside += image.template cast<double>().norm();
   }
   if (n_left > 0) {
     block_times<T>(left_frame(), initial_, MatrixRef<T>(back), context);
     split<T>(MatrixRef<T>(back), right_frame(), 2, context);
-    open += back.template cast<double>().norm();
+    outside += back.template cast<double>().norm();
   }
-  truncated_ += std::abs(initial_factor_) * open;
-  velocity_truncated_ += std::abs(velocity_factor_) * open;
+  truncated_ += std::abs(initial_factor_) * outside;
+  velocity_truncated_ += std::abs(velocity_factor_) * outside;
   return true;
 }
 
@@ -270,22 +272,22 @@ template <class T>
 bool LowRankDrift<T>::flush(const Context& context) {
   if (!closed_) return false;
   if (n_pending_ == 0) return true;
-  closed_ = false;  // until all is done: an exception leaves part of it
+  closed_ = false;  // an exception leaves a partial update
   if (!add_pending(context)) return false;
-  const double now = size();
-  closed_ = now == 0.0 || fits_frames<T>(now);
+  const double current = magnitude();
+  closed_ = current == 0.0 || fits_frames<T>(current);
   return closed_;
 }
 
-// The largest entry of K, and |s| eps.
+// Returns the larger of the largest entry of K and |s| eps.
 template <class T>
-double LowRankDrift<T>::size() const {
+double LowRankDrift<T>::magnitude() const {
   const double outside = std::abs(initial_factor_) * isometry_.scale;
   if (n_left_ == 0 || n_right_ == 0) return outside;
   return std::max(outside, core().cwiseAbs().maxCoeff());
 }
 
-// Adds the pending updates to C and C_v; returns false where the frames would grow beyond their limit.
+// Adds the pending updates to C and C_v; returns false if the frames would exceed their limit.
 template <class T>
 bool LowRankDrift<T>::add_pending(const Context& context) {
   const auto left_block = [&] {
@@ -294,7 +296,7 @@ bool LowRankDrift<T>::add_pending(const Context& context) {
   const auto right_block = [&] {
     return MatrixRef<T>(pending_right_.data(), n_pending_, initial_.cols);
   };
-  // Rows are scaled to length 1: directions count independently of the size of a gradient.
+  // Scale rows to length 1, so that directions count independently of the size of a gradient.
   std::vector<double> left_length(static_cast<std::size_t>(n_pending_)), right_length(left_length);
   for (Index i = 0; i < n_pending_; ++i) {
     left_length[i] = norm<T>(left_block().block(i, 0, 1, initial_.rows), context);
@@ -304,11 +306,11 @@ bool LowRankDrift<T>::add_pending(const Context& context) {
   }
   Matrix<T> left = split<T>(left_block(), left_frame(), 1, context);
   Matrix<T> right = split<T>(right_block(), right_frame(), 1, context);
-  // Directions that would change W by less than a step's rounding stay outside, and count as truncated: the
-  // directions of a nearly vanishing gradient are noise.
+  // Directions that would change W by less than a step's rounding error are not added but counted
+  // as truncated: the directions of a nearly vanishing gradient are noise.
   const double rounding = 64.0 *
                           std::sqrt(static_cast<double>(std::max(initial_.rows, initial_.cols))) *
-                          epsilon<T>() * size();
+                          epsilon<T>() * magnitude();
   std::vector<double> left_outside(left_length), right_outside(left_length);
   std::vector<char> is_new(2 * left_length.size(), 0);
   const auto find_new = [&] {
@@ -348,7 +350,7 @@ bool LowRankDrift<T>::add_pending(const Context& context) {
     }
     split_again(left, left_block(), left_frame());
     split_again(right, right_block(), right_frame());
-    find_new();  // for the lengths that are outside now
+    find_new();  // updates the lengths outside the frames
   }
   if (n_left_ == 0 || n_right_ == 0) {  // all updates are zero
     pending_.clear();
@@ -361,9 +363,9 @@ bool LowRankDrift<T>::add_pending(const Context& context) {
       const double length = left_length[i] * right_length[i];
       scaled.row(i - p.begin) *= length;
       // || l r^T - (its part in the frames) || <= |l outside| |r| + |l inside| |r outside|
-      const double lost = length * (left_outside[i] + right_outside[i]);
-      truncated_ += std::abs(p.weight) * lost;
-      velocity_truncated_ += std::abs(p.velocity) * lost;
+      const double error = length * (left_outside[i] + right_outside[i]);
+      truncated_ += std::abs(p.weight) * error;
+      velocity_truncated_ += std::abs(p.velocity) * error;
     }
     const Matrix<double> product =
         scaled.transpose() * right.middleRows(p.begin, p.size).template cast<double>();

@@ -11,11 +11,11 @@
 namespace dlnfast {
 namespace {
 
-// Work below which a second thread costs more than it gives (about 40 us of one core).
+// Flops below which a second thread costs more than it saves (about 40 us of one core).
 constexpr double flops_per_thread = 2e6;
-// Work between two looks at the monitor: about a tenth of a second on two cores of this level. A
-// constant, not a measurement, so that a product is always cut alike.
-constexpr double flops_per_breath =
+// Flops between two polls for interrupts: about a tenth of a second on two cores of this
+// instruction set. Constant, not measured, so that a product is always split in the same way.
+constexpr double flops_per_poll =
     simd::vector_bytes == 64 ? 1.8e10 : (simd::vector_bytes == 32 ? 1e10 : 4e9);
 constexpr Index narrow_chunk = 128;  // rows or columns of a narrow product
 
@@ -25,7 +25,7 @@ double count_flops(Index m, Index n, Index k) {
 
 template <class T>
 MatrixRef<const T> part(MatrixRef<const T> m, Op op, bool of_rows, Index begin, Index n) {
-  // Rows of op(M) are columns of M when it is transposed, and the other way round.
+  // Rows of op(M) are columns of M if it is transposed, and vice versa.
   if (of_rows == (op == Op::none)) return m.block(begin, 0, n, m.cols);
   return m.block(0, begin, m.rows, n);
 }
@@ -63,13 +63,13 @@ void multiply_block(T alpha, MatrixRef<const T> a, Op op_a, MatrixRef<const T> b
     blocked::multiply<T>(alpha, a, op_a, b, op_b, beta, c, team, workspace);
     return;
   }
-  // In chunks that do not depend on the team, so that the result does not.
+  // The chunks, and hence the results, do not depend on the number of threads.
   const bool by_rows = c.rows >= c.cols;
   const Index n = by_rows ? c.rows : c.cols;
   const Index n_chunks = (n + narrow_chunk - 1) / narrow_chunk;
   int team = team_size(context.n_threads, flops, flops_per_thread);
   team = static_cast<int>(std::min<Index>(team, n_chunks));
-  parallel_deal(team, n_chunks, [&](Index chunk) {
+  parallel_dynamic(team, n_chunks, [&](Index chunk) {
     const Index begin = chunk * narrow_chunk;
     const Index count = std::min(narrow_chunk, n - begin);
     if (by_rows) {
@@ -94,8 +94,8 @@ void multiply(T alpha, MatrixRef<const T> a, Op op_a, MatrixRef<const T> b, Op o
   require_shape(c, m, n, "the result of a product");
   if (m == 0 || n == 0) return;
 
-  // Square pieces of the output keep the operands' packing small beside the arithmetic.
-  const double pieces = std::ceil(std::sqrt(count_flops(m, n, k) / flops_per_breath));
+  // Square blocks of the output make packing the operands cheap compared with the arithmetic.
+  const double pieces = std::ceil(std::sqrt(count_flops(m, n, k) / flops_per_poll));
   const Index n_pieces = std::max<Index>(1, static_cast<Index>(pieces));
   const Index row_step = (m + n_pieces - 1) / n_pieces;
   const Index col_step = (n + n_pieces - 1) / n_pieces;
@@ -103,7 +103,7 @@ void multiply(T alpha, MatrixRef<const T> a, Op op_a, MatrixRef<const T> b, Op o
     const Index rows = std::min(row_step, m - i);
     for (Index j = 0; j < n; j += col_step) {
       const Index cols = std::min(col_step, n - j);
-      context.breathe();
+      context.poll();
       multiply_block<T>(alpha, part(a, op_a, true, i, rows), op_a, part(b, op_b, false, j, cols),
                         op_b, beta, c.block(i, j, rows, cols), k, context);
     }

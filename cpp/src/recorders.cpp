@@ -10,11 +10,11 @@ namespace dlnfast {
 
 namespace {
 
-// Frames of this size hold the updates of a layer from an orthogonal start with up to 20 outputs. Larger
-// frames would cost more than they save.
+// Frames of this size represent the updates of a layer with an orthogonal start and up to 20
+// outputs. Larger frames would cost more than they save.
 constexpr Index frame_limit = 64;
 
-// Largest departure of W(0) from an isometry for the factored form: it is part of every error.
+// Largest departure of W(0) from an isometry for the factored form; it adds to every error.
 template <class T>
 constexpr double isometry_tolerance = sizeof(T) == 8 ? 1e-8 : 1e-3;
 
@@ -37,7 +37,7 @@ DenseRecorder<T>::DenseRecorder(DenseDescent<T>& stepper, DenseRecords<T> record
 
 template <class T>
 DenseRecorder<T>::~DenseRecorder() {
-  stepper_.watch(nullptr);
+  stepper_.set_update_listener(nullptr);
 }
 
 // All lists have one array per layer, with room for the records of the schedule.
@@ -100,10 +100,10 @@ void DenseRecorder<T>::start(Index record_every) {
     const bool has_all = settings.n_values >= smaller;
     if (has_all && settings.mode == TrackerMode::automatic) settings.n_guards = 0;
     const bool has_vectors = !records_.left.empty();
-    // Branches of all values are followed only where the vectors are recorded as well.
+    // Follow branches of all values only if the vectors are recorded as well.
     settings.follow = has_vectors || !has_all;
     const bool has_thin_updates = stepper_.is_thin(static_cast<Index>(l));
-    // Certificates must not slow the run down: their share grows with the number of steps between records.
+    // Limits the time for certificates: their share grows with the number of steps between records.
     // A step of a layer with thin updates is only a few passes over it.
     const Index between = has_thin_updates ? 1 : std::min<Index>(record_every, 8);
     settings.certificate_share = 0.12 * static_cast<double>(between);
@@ -124,17 +124,18 @@ void DenseRecorder<T>::start(Index record_every) {
     }
     layers_.push_back(std::move(layer));
   }
-  if (any_factored) stepper_.watch(this);
+  if (any_factored) stepper_.set_update_listener(this);
 }
 
 template <class T>
-void DenseRecorder<T>::thin_update(Index layer, MatrixRef<const T> left, MatrixRef<const T> right,
-                                   const Descent<T>& descent, const Context& context) {
+void DenseRecorder<T>::on_thin_update(Index layer, MatrixRef<const T> left,
+                                      MatrixRef<const T> right, const GradientStep<T>& step,
+                                      const Context& context) {
   LowRankDrift<T>* factored = layers_[static_cast<std::size_t>(layer)].factored.get();
-  if (factored == nullptr || !factored->closed()) return;
-  factored->descend(static_cast<double>(descent.scale), static_cast<double>(descent.learning_rate),
-                    static_cast<double>(descent.weight_decay),
-                    static_cast<double>(descent.momentum), left, right, context);
+  if (factored == nullptr || !factored->is_closed()) return;
+  factored->descend(static_cast<double>(step.scale), static_cast<double>(step.learning_rate),
+                    static_cast<double>(step.weight_decay), static_cast<double>(step.momentum),
+                    left, right, context);
 }
 
 template <class T>
@@ -151,16 +152,16 @@ void DenseRecorder<T>::track(std::size_t l, Index record) {
   layer.drift = 0.0;
 
   const Index k = records_.values[l].shape[1];
-  const auto put = [&](const auto& from, const auto& to) {
+  const auto copy_to_record = [&](const auto& from, const auto& to) {
     using Item = std::remove_reference_t<decltype(*to.data)>;
     std::transform(from.begin(), from.end(), to.data + record * k,
                    [](auto x) { return static_cast<Item>(x); });
   };
-  put(r.values, records_.values[l]);
-  put(r.errors, records_.errors[l]);
-  put(r.signs, records_.signs[l]);
-  put(r.branches, records_.branches[l]);
-  put(r.clusters, records_.clusters[l]);
+  copy_to_record(r.values, records_.values[l]);
+  copy_to_record(r.errors, records_.errors[l]);
+  copy_to_record(r.signs, records_.signs[l]);
+  copy_to_record(r.branches, records_.branches[l]);
+  copy_to_record(r.clusters, records_.clusters[l]);
   double* column = records_.tracking[l].data + record * n_tracking_columns;
   column[column_tier] = static_cast<double>(r.tier);
   column[column_completeness] = static_cast<double>(r.completeness);
@@ -186,14 +187,15 @@ void DenseRecorder<T>::track(std::size_t l, Index record) {
 
 template <class T>
 void DenseRecorder<T>::record(Index record, Index /*step*/) {
-  // Called even without layers to track: weights that the caller reads after a record must be current.
+  // Needed even without layers to track: weights that the caller reads after a record must be
+  // current.
   stepper_.weights();
   for (std::size_t l = 0; l < layers_.size(); ++l) track(l, record);
 }
 
 // With the loss c/2 || (W_{L:1} - M*) S^{1/2} ||_F^2 + floor, || W_{L:1} S - Phi ||_F is at most
-// sqrt(2 (loss - floor) || S || / c). For measurements, with the loss c/2 || r ||^2, the same bounds
-// || B^T r || with || B ||^2 in place of || S ||.
+// sqrt(2 (loss - floor) || S || / c). For measurements, with the loss c/2 || r ||^2, the same
+// bounds || B^T r || with || B ||^2 instead of || S ||.
 template <class T>
 void DenseRecorder<T>::bound_drift(double loss) {
   constexpr double rounding = sizeof(T) == 8 ? 1e-9 : 1e-3;

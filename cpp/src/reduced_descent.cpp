@@ -84,7 +84,8 @@ class Scalars {
     for (const Family& family : families_) {
       const std::size_t end = begin + family.rho.size();
       if (family.coupling != 0.0) {
-        // Products of the others' squares, from the left and from the right: no division.
+        // Products of the squares of the other scalars, from the left and from the right: no
+        // division.
         double left = loss_scale_ * family.coupling;
         for (std::size_t i = begin; i < end; ++i) {
           gradient_[i] = left * rho_[i];
@@ -100,10 +101,10 @@ class Scalars {
     }
     for (std::size_t i = 0; i < rho_.size(); ++i) {
       velocity_[i] = momentum_[i] * velocity_[i] + gradient_[i] + weight_decay_[i] * rho_[i];
-      // Compensated like the cores (small_descent.cpp).
-      const double wanted = -learning_rate_[i] * velocity_[i] - compensation_[i];
-      const double sum = rho_[i] + wanted;
-      compensation_[i] = (sum - rho_[i]) - wanted;
+      // Kahan sum, as for the cores (small_descent.cpp).
+      const double corrected = -learning_rate_[i] * velocity_[i] - compensation_[i];
+      const double sum = rho_[i] + corrected;
+      compensation_[i] = (sum - rho_[i]) - corrected;
       rho_[i] = sum;
     }
   }

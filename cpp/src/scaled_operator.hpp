@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT
-// A matrix times a power of two, so that squares of its squared values neither overflow nor vanish.
+// A matrix times a power of two, so that fourth powers of its singular values neither overflow nor
+// underflow.
 #pragma once
 
 #include "dlnfast/linear_operator.hpp"
-#include "dlnfast/renew.hpp"
+#include "dlnfast/safe_resize.hpp"
 
 namespace dlnfast {
 
-// A factor above 1 is applied to the vectors, before products with them become subnormal; one below 1 to
-// the products.
+// Applies a factor above 1 to the vectors, so that products do not become subnormal, and a factor
+// below 1 to the products.
 template <class T>
 class ScaledOperator final : public LinearOperator<T> {
  public:
@@ -30,7 +31,7 @@ class ScaledOperator final : public LinearOperator<T> {
  private:
   MatrixRef<const T> enlarged(MatrixRef<const T> x) const {
     if (!(factor_ > T(1))) return x;
-    renew(scratch_, x.rows, x.cols);
+    safe_resize(scratch_, x.rows, x.cols);
     scratch_ = factor_ * x.map();
     return scratch_;
   }

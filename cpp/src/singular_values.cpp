@@ -16,21 +16,22 @@
 namespace dlnfast {
 namespace {
 
-// Decompositions above this many flops (about 50 ms) leave the calling thread free to listen.
-constexpr double patient_flops = 1e9;
+// Decompositions above this many flops (about 50 ms) run on their own thread, so that the caller
+// can poll.
+constexpr double max_flops_on_caller = 1e9;
 
-// Always in double precision: for float input that is the better answer, and it halves what has to
-// be compiled (this is by far the slowest file to compile).
+// Always in double precision: this is more accurate for float input, and halves the compile time of
+// the slowest file.
 struct Decomposition {
-  // A row-major W is W^T to a column-major routine: left and right change places.
+  // A row-major W is W^T for a column-major routine: left and right are exchanged.
   Eigen::MatrixXd transposed;
   bool vectors = false;
   Eigen::BDCSVD<Eigen::MatrixXd> svd;
   double scale = 1.0;
   Eigen::MatrixXd frame;  // Q, where R of W^T = Q R is decomposed
 
-  // Eigen hands a tall matrix of few columns to JacobiSVD, which frees its QR factors twice where there
-  // was no memory for them: so it gets R.
+  // Eigen passes tall matrices of few columns to JacobiSVD, which frees its QR factors twice if
+  // their allocation fails. Therefore the QR factorisation is done here and Eigen receives R.
   void compute() {
     const int options = vectors ? Eigen::ComputeThinU | Eigen::ComputeThinV : 0;
     const Index n = transposed.cols();
@@ -48,18 +49,18 @@ struct Decomposition {
   }
 };
 
-// Runs the decomposition on a thread of its own, which owns its data, so that an interrupted caller
-// can leave at once; the thread then ends by itself.
-void compute_patiently(const std::shared_ptr<Decomposition>& d, const Context& context) {
+// Runs the decomposition on a separate thread, which owns its data. An interrupted caller returns
+// at once, and the thread ends when it is finished.
+void compute_on_own_thread(const std::shared_ptr<Decomposition>& d, const Context& context) {
   const auto task = std::make_shared<std::packaged_task<void()>>([d] { d->compute(); });
   std::future<void> done = task->get_future();
   try {
     std::thread([task] { (*task)(); }).detach();
   } catch (const std::system_error&) {
-    (*task)();  // no room for another thread: here, then, and deaf
+    (*task)();  // no thread available: run here, uninterruptible
   }
   while (done.wait_for(std::chrono::milliseconds(20)) != std::future_status::ready) {
-    context.breathe();
+    context.poll();
   }
   done.get();
 }
@@ -83,11 +84,11 @@ void singular_values(MatrixRef<const T> w, MatrixRef<T> values, MatrixRef<T> lef
   d->vectors = vectors;
   const double flops = (vectors ? 20.0 : 4.0) * static_cast<double>(w.rows) *
                        static_cast<double>(w.cols) * static_cast<double>(smaller);
-  if (flops < patient_flops || context.monitor == nullptr) {
-    context.breathe();
+  if (flops < max_flops_on_caller || context.monitor == nullptr) {
+    context.poll();
     d->compute();
   } else {
-    compute_patiently(d, context);
+    compute_on_own_thread(d, context);
   }
   values.map() = (d->scale * d->svd.singularValues().head(k)).transpose().template cast<T>();
   if (!left.absent()) left.map() = d->svd.matrixV().leftCols(k).template cast<T>();
@@ -107,9 +108,9 @@ template void singular_values<double>(MatrixRef<const double>, MatrixRef<double>
 
 namespace {
 
-// How many singular values of a bidiagonal matrix exceed x >= 0: positive eigenvalues of the symmetric
-// tridiagonal matrix with zero diagonal and off-diagonal a_1, b_1, a_2, .., a_n (Golub and Kahan),
-// counted by the signs of its pivots.
+// Returns the number of singular values of a bidiagonal matrix above x >= 0. It equals the number
+// of eigenvalues above x of the symmetric tridiagonal matrix with zero diagonal and off-diagonal
+// a_1, b_1, a_2, .., a_n (Golub and Kahan), counted by the signs of its pivots.
 Index count_above(const std::vector<double>& squared_off, double x) {
   Index n_above = 0;
   double pivot = -x;
@@ -142,7 +143,7 @@ std::vector<double> bidiagonal_singular_values(ArrayRef<const double, 1> diagona
   }
   std::vector<double> values(static_cast<std::size_t>(k), 0.0);
   if (size == 0.0) return values;
-  // Scaled, so that squares neither overflow nor vanish.
+  // Scaled, so that squares neither overflow nor underflow.
   std::vector<double> squared_off;
   squared_off.reserve(static_cast<std::size_t>(2 * n));
   const auto add = [&](double entry) { squared_off.push_back((entry / size) * (entry / size)); };
@@ -156,7 +157,7 @@ std::vector<double> bidiagonal_singular_values(ArrayRef<const double, 1> diagona
   for (Index j = 0; j < n_positive; ++j) {
     double low = 0.0;
     double high = upper;
-    // Until no double lies between: values of any size come out to their own precision.
+    // Bisect until no double lies between, so that values of any size have full relative precision.
     while (true) {
       const double middle = 0.5 * (low + high);
       if (middle <= low || middle >= high) break;

@@ -13,9 +13,9 @@
 namespace dlnfast {
 namespace {
 
-// Largest size at which the rotations are faster than a general decomposition.
+// Largest size at which rotations are faster than a general decomposition.
 constexpr Index jacobi_limit = 40;
-constexpr int most_jacobi_passes = 6;
+constexpr int max_jacobi_passes = 6;
 
 }  // namespace
 
@@ -31,10 +31,10 @@ SmallDecomposition::SmallDecomposition(const Matrix<double>& r, const Context& c
 bool SmallDecomposition::decompose_by_rotations(const Matrix<double>& r) {
   const Index p = r.rows();
   Matrix<double> rows = r;
-  Matrix<double> turn = Matrix<double>::Identity(p, p);
+  Matrix<double> rotation = Matrix<double>::Identity(p, p);
   const double floor = square(1e-15) * r.squaredNorm();
   bool is_done = false;
-  for (int pass = 0; pass < most_jacobi_passes && !is_done; ++pass) {
+  for (int pass = 0; pass < max_jacobi_passes && !is_done; ++pass) {
     is_done = true;
     for (Index i = 0; i < p; ++i) {
       for (Index j = i + 1; j < p; ++j) {
@@ -55,7 +55,7 @@ bool SmallDecomposition::decompose_by_rotations(const Matrix<double>& r) {
           }
         };
         rotate(rows);
-        rotate(turn);
+        rotate(rotation);
       }
     }
   }
@@ -64,12 +64,12 @@ bool SmallDecomposition::decompose_by_rotations(const Matrix<double>& r) {
   for (Index i = 0; i < p; ++i) order.push_back({-rows.row(i).norm(), i});
   std::sort(order.begin(), order.end());
   const double largest = -order[0].first;
-  // The direction of a row of the size of rounding is arbitrary: such a core needs the general method.
+  // The direction of a row of the size of rounding errors is arbitrary: use the general method.
   if (-order[static_cast<std::size_t>(p) - 1].first <= 1e-13 * largest) return false;
   for (Index i = 0; i < p; ++i) {
     const auto [negative, at] = order[static_cast<std::size_t>(i)];
     s(0, i) = -negative;
-    a.col(i) = turn.row(at).transpose();
+    a.col(i) = rotation.row(at).transpose();
     b.col(i) = rows.row(at).transpose() / -negative;
   }
   return true;

@@ -14,9 +14,9 @@ struct SmallDecomposition {
   SmallDecomposition(const Matrix<double>& r, const Context& context);
 
  private:
-  // One-sided rotations of the rows (Hestenes' Jacobi method) until all pairs are orthogonal. Few passes
-  // are enough where R is nearly diagonal, as it is between two updates of a tracker. Returns false, with
-  // a, s and b unchanged or incomplete, where they are not.
+  // Rotates pairs of rows until all are orthogonal (one-sided Jacobi, Hestenes). Few passes suffice
+  // if R is nearly diagonal, as it is between two updates of a tracker. Returns false if they do
+  // not; then a, s and b are incomplete.
   bool decompose_by_rotations(const Matrix<double>& r);
 };
 

@@ -8,17 +8,17 @@
 #include "dlnfast/simd.hpp"
 
 // Weights are updated with compensated (Kahan) sums: on a plateau, tens of thousands of tiny steps
-// on nearly constant weights would otherwise all be rounded the same way, and what leaves the
-// plateau is amplified by about 1/eps.
+// on nearly constant weights would otherwise be rounded in the same direction, and leaving the
+// plateau amplifies errors by about 1/eps.
 //
-// A step is 3 (L - 1) products of 2 n^3 flops and L - 1 transposes. What follows a product (the error
-// and the loss, the update of a weight) takes its sums straight from the registers.
+// A step has 3 (L - 1) products of 2 n^3 flops and L - 1 transposes. The operation after a product
+// (error and loss, or the update of a weight) reads the sums directly from registers.
 namespace dlnfast {
 namespace {
 
-constexpr int bytes_for(int wanted) {
+constexpr int bytes_for(int needed) {
   int bytes = 16;
-  while (bytes < wanted && bytes < simd::vector_bytes) bytes *= 2;
+  while (bytes < needed && bytes < simd::vector_bytes) bytes *= 2;
   return bytes;
 }
 
@@ -29,13 +29,14 @@ class FixedDescent final : public SmallDescent<T> {
   static constexpr int n_vectors = (Size + P::size - 1) / P::size;
   static constexpr int stride = n_vectors * P::size;
 
-  // Below it the compiler knows how many units there are: `Size`, padding included. From it on the
-  // padding is left out, but for an odd one.
-  static constexpr int counted_size = 16;
+  // For sizes below this, the number of units is the constant `Size`, padding included. From this
+  // size on it is a runtime value: the padded units are skipped, except for one if the number is
+  // odd.
+  static constexpr int runtime_size = 16;
   static_assert(Size % 2 == 0);
 
-  // A tile of a product: as many sums as the registers hold beside the operands, in a divisor of the
-  // columns.
+  // A tile of a product: as many sums as the registers hold together with the operands, in a
+  // divisor of the columns.
   static constexpr int sums_limit = simd::n_registers == 32 ? 24 : 10;
   static constexpr int tile_vectors() {
     int best = 1;
@@ -46,7 +47,7 @@ class FixedDescent final : public SmallDescent<T> {
   }
   static constexpr int tile_rows() {
     const int limit = sums_limit / tile_vectors();
-    if (Size >= counted_size) return std::min(limit / 2 * 2, 8);
+    if (Size >= runtime_size) return std::min(limit / 2 * 2, 8);
     int best = 1;
     for (int rows = 1; rows <= std::min(Size, limit); ++rows) {
       if (Size % rows == 0) best = rows;
@@ -133,16 +134,16 @@ class FixedDescent final : public SmallDescent<T> {
   }
 
   void update() override {
-    Block transposed, handed_down[2];
+    Block transposed, layer_errors[2];
     const Block* error = &error_;
     for (Index l = n_layers_ - 1; l > 0; --l) {
-      Block& next = handed_down[l % 2];
+      Block& next = layer_errors[l % 2];
       multiply<true>(weight_[l], *error, into(next));
       transpose(l == 1 ? weight_[0] : product_[l - 1], transposed);
-      move(l, [&](auto step) DLNFAST_INLINE { multiply<false>(*error, transposed, step); });
+      update_layer(l, [&](auto step) DLNFAST_INLINE { multiply<false>(*error, transposed, step); });
       error = &next;
     }
-    move(0, [&](auto step) DLNFAST_INLINE {
+    update_layer(0, [&](auto step) DLNFAST_INLINE {
       for (int i = 0; i < stride * stride; i += P::size) step(i, P::load(error->a + i));
     });
   }
@@ -153,7 +154,7 @@ class FixedDescent final : public SmallDescent<T> {
     return largest_magnitude<T>({weight_[layer].a, stride, stride});
   }
 
-  // About a millisecond: a look at the clock costs little beside a million flops.
+  // About a millisecond, so that reading the clock costs little compared with a million flops.
   Index steps_per_poll() const override {
     const double step_flops = 6.0 * static_cast<double>(n_layers_) * Size * Size * Size;
     return std::clamp<Index>(static_cast<Index>(1e6 / step_flops), 1, 256);
@@ -161,7 +162,7 @@ class FixedDescent final : public SmallDescent<T> {
 
  private:
   int size() const {
-    if constexpr (Size < counted_size) return Size;
+    if constexpr (Size < runtime_size) return Size;
     return size_;
   }
 
@@ -182,23 +183,24 @@ class FixedDescent final : public SmallDescent<T> {
     return [&c](int at, const Vector& v) DLNFAST_INLINE { P::store(c.a + at, v); };
   }
 
-  // A B, or A^T B: store(at, v) gets every vector of the result.
+  // Computes A B, or A^T B: calls store(at, v) for every vector of the result.
   template <bool transpose_a, class Store>
   DLNFAST_INLINE void multiply(const Block& a, const Block& b, const Store& store) const {
     constexpr int rows = tile_rows();
     const int n = size();
     int i = 0;
     for (; i + rows <= n; i += rows) multiply_rows<rows, transpose_a>(a, b, n, i, store);
-    if constexpr (Size >= counted_size) multiply_rest<rows - 2, transpose_a>(a, b, n, i, store);
+    if constexpr (Size >= runtime_size)
+      multiply_last_rows<rows - 2, transpose_a>(a, b, n, i, store);
   }
 
-  // The last rows, an even number.
+  // Multiplies the last rows, an even number.
   template <int rows, bool transpose_a, class Store>
-  DLNFAST_INLINE static void multiply_rest(const Block& a, const Block& b, int n, int i,
-                                           const Store& store) {
+  DLNFAST_INLINE static void multiply_last_rows(const Block& a, const Block& b, int n, int i,
+                                                const Store& store) {
     if constexpr (rows > 0) {
       if (n - i == rows) return multiply_rows<rows, transpose_a>(a, b, n, i, store);
-      multiply_rest<rows - 2, transpose_a>(a, b, n, i, store);
+      multiply_last_rows<rows - 2, transpose_a>(a, b, n, i, store);
     }
   }
 
@@ -214,7 +216,7 @@ class FixedDescent final : public SmallDescent<T> {
         DLNFAST_UNROLL
         for (int v = 0; v < vectors; ++v) {
           bv[v] = P::load(bk + v * P::size);
-          if constexpr (vectors > 1) simd::keep(bv[v]);
+          if constexpr (vectors > 1) simd::hold_in_register(bv[v]);
         }
         DLNFAST_UNROLL
         for (int r = 0; r < rows; ++r) {
@@ -246,9 +248,10 @@ class FixedDescent final : public SmallDescent<T> {
     }
   }
 
-  // Moves a layer: `for_gradient` hands every vector of its gradient to the step it is given.
+  // Updates a layer: `for_gradient` calls the function that it receives for every vector of the
+  // gradient.
   template <class ForGradient>
-  DLNFAST_INLINE void move(Index l, const ForGradient& for_gradient) {
+  DLNFAST_INLINE void update_layer(Index l, const ForGradient& for_gradient) {
     T* w = weight_[l].a;
     T* compensation = compensation_[l].a;
     const T rate = learning_rate_[l];
@@ -258,10 +261,10 @@ class FixedDescent final : public SmallDescent<T> {
       T* v = velocity_[l].a;
       const T momentum = momentum_[l];
       for_gradient([&](int at, const Vector& gradient) DLNFAST_INLINE {
-        const Vector speed =
+        const Vector new_velocity =
             P::load(v + at) * momentum + gradient * scale + P::load(w + at) * decay;
-        P::store(v + at, speed);
-        add(w + at, compensation + at, -speed * rate);
+        P::store(v + at, new_velocity);
+        add(w + at, compensation + at, -new_velocity * rate);
       });
     } else {
       const T shrink = rate * decay;
@@ -272,12 +275,12 @@ class FixedDescent final : public SmallDescent<T> {
     }
   }
 
-  // w += change, with what the sum rounds away carried to the next one.
+  // w += change as a Kahan sum: the rounding error is subtracted from the next change.
   DLNFAST_INLINE static void add(T* w, T* compensation, const Vector& change) {
     const Vector old = P::load(w);
-    const Vector wanted = change - P::load(compensation);
-    const Vector sum = old + wanted;
-    P::store(compensation, (sum - old) - wanted);
+    const Vector corrected = change - P::load(compensation);
+    const Vector sum = old + corrected;
+    P::store(compensation, (sum - old) - corrected);
     P::store(w, sum);
   }
 
@@ -298,17 +301,17 @@ class FixedDescent final : public SmallDescent<T> {
 template <class T>
 std::unique_ptr<SmallDescent<T>> small_descent(Index size, Index n_layers,
                                                const Objective<T>& objective, const Rates& rates) {
-  std::unique_ptr<SmallDescent<T>> made;
-  const auto fits = [&](auto limit) {
-    if (made != nullptr || size > limit) return;
-    made = std::make_unique<FixedDescent<T, limit>>(size, n_layers, objective, rates);
+  std::unique_ptr<SmallDescent<T>> result;
+  const auto make_if_fits = [&](auto limit) {
+    if (result != nullptr || size > limit) return;
+    result = std::make_unique<FixedDescent<T, limit>>(size, n_layers, objective, rates);
   };
-  simd::unroll<6>([&](auto i) { fits(std::integral_constant<int, 2 * (i + 1)>{}); });
-  fits(std::integral_constant<int, 16>{});
-  fits(std::integral_constant<int, 20>{});
-  fits(std::integral_constant<int, 24>{});
-  fits(std::integral_constant<int, small_limit>{});
-  return made;
+  simd::unroll<6>([&](auto i) { make_if_fits(std::integral_constant<int, 2 * (i + 1)>{}); });
+  make_if_fits(std::integral_constant<int, 16>{});
+  make_if_fits(std::integral_constant<int, 20>{});
+  make_if_fits(std::integral_constant<int, 24>{});
+  make_if_fits(std::integral_constant<int, small_limit>{});
+  return result;
 }
 
 template std::unique_ptr<SmallDescent<float>> small_descent<float>(Index, Index,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Descent of networks so small that everything stays in registers and the first-level cache.
+// Gradient descent of networks that fit the registers and the first-level cache.
 #pragma once
 
 #include <memory>
@@ -8,14 +8,14 @@
 
 namespace dlnfast {
 
-// Weights of any shapes up to `small_limit`, held padded with zeros to one square size. A padded unit
-// has zero weights on both of its sides and zero error, hence a zero gradient: it stays zero.
+// Weights of widths up to `small_limit`, padded with zeros to one square size. A padded unit has
+// zero weights on both sides and zero error, hence a zero gradient: it stays zero.
 template <class T>
 class SmallDescent : public Stepper {
  public:
   virtual void load_weight(Index layer, const MatrixRef<T>& weight) = 0;
   virtual void store_weight(Index layer, const MatrixRef<T>& weight) const = 0;
-  // Of the layer; what has no data is left out.
+  // Load or store the state of one layer; absent matrices are skipped.
   virtual void load_state(Index layer, const MatrixRef<T>& velocity,
                           const MatrixRef<T>& compensation) = 0;
   virtual void store_state(Index layer, const MatrixRef<T>& velocity,
@@ -36,7 +36,8 @@ class SmallDescent : public Stepper {
   }
 };
 
-// For layers of widths up to `size`; none where that is beyond the limit. Weights are zero.
+// Returns a stepper for layers of widths up to `size`, with zero weights; null if `size` exceeds
+// the limit.
 template <class T>
 std::unique_ptr<SmallDescent<T>> small_descent(Index size, Index n_layers,
                                                const Objective<T>& objective, const Rates& rates);

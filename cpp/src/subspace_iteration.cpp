@@ -8,7 +8,7 @@
 #include "dlnfast/basis.hpp"
 #include "dlnfast/errors.hpp"
 #include "dlnfast/product.hpp"
-#include "dlnfast/renew.hpp"
+#include "dlnfast/safe_resize.hpp"
 #include "numbers.hpp"
 #include "small_decomposition.hpp"
 #include "views.hpp"
@@ -22,19 +22,20 @@ SubspaceIteration<T>::SubspaceIteration(const TrackerShape& shape, Index p, Rand
 }
 
 template <class T>
-void SubspaceIteration<T>::set_slack(double largest_value) {
-  slack_ = 16.0 * epsilon<T>() * std::sqrt(static_cast<double>(std::max(shape_.m, shape_.n))) *
-               largest_value +
-           64.0 * std::numeric_limits<double>::min();
+void SubspaceIteration<T>::set_rounding_bound(double largest_value) {
+  rounding_bound_ = 16.0 * epsilon<T>() *
+                        std::sqrt(static_cast<double>(std::max(shape_.m, shape_.n))) *
+                        largest_value +
+                    64.0 * std::numeric_limits<double>::min();
 }
 
 template <class T>
 Index SubspaceIteration<T>::n_separated(double tolerance) const {
   const std::vector<double>& s = measured_.values;
-  const Index most = std::min(shape_.k, p_ - 1);
-  for (Index j = most; j > 0; --j) {
+  const Index largest = std::min(shape_.k, p_ - 1);
+  for (Index j = largest; j > 0; --j) {
     const double gap = s[j - 1] - s[j];
-    if (gap > 0.4 * tolerance * s[j - 1] && residual(0, j) < 0.25 * gap + slack_) return j;
+    if (gap > 0.4 * tolerance * s[j - 1] && residual(0, j) < 0.25 * gap + rounding_bound_) return j;
   }
   return 0;
 }
@@ -42,14 +43,14 @@ Index SubspaceIteration<T>::n_separated(double tolerance) const {
 template <class T>
 void SubspaceIteration<T>::allocate() {
   if (reported_.right.rows() == p_) return;
-  renew(measured_.left, p_, shape_.m);
-  renew(measured_.right, p_, shape_.n);
-  renew(reported_.left, p_, shape_.m);
-  renew(scratch_, 1, p_ * std::max(shape_.m, shape_.n));
+  safe_resize(measured_.left, p_, shape_.m);
+  safe_resize(measured_.right, p_, shape_.n);
+  safe_resize(reported_.left, p_, shape_.m);
+  safe_resize(scratch_, 1, p_ * std::max(shape_.m, shape_.n));
   reported_.values.resize(static_cast<std::size_t>(p_), 0.0);
   residual_.assign(static_cast<std::size_t>(p_), 0.0);
-  // Last: its size tells whether all the others were allocated.
-  renew(reported_.right, p_, shape_.n);
+  // Resize this one last: its size shows that all others are allocated.
+  safe_resize(reported_.right, p_, shape_.n);
 }
 
 template <class T>
@@ -61,11 +62,11 @@ void SubspaceIteration<T>::grow(Index p) {
     block->conservativeResize(p_, Eigen::NoChange);
     block->bottomRows(p_ - old).setZero();
   }
-  // The old vectors have no part in the new ones.
+  // The old vectors have no components along the new ones.
   rotation_.conservativeResizeLike(Matrix<double>::Identity(p_, p_));
   rotation_.bottomRows(p_ - old).leftCols(old).setZero();
   rotation_.topRows(old).rightCols(p_ - old).setZero();
-  renew(scratch_, 1, p_ * std::max(shape_.m, shape_.n));
+  safe_resize(scratch_, 1, p_ * std::max(shape_.m, shape_.n));
   for (auto* list : {&reported_.values, &measured_.values, &residual_}) {
     list->resize(static_cast<std::size_t>(p_), 0.0);
   }
@@ -91,20 +92,20 @@ bool SubspaceIteration<T>::prepare(const Context& context) {
     orthonormalize<T>(reported_.right, random_, context);
     has_start_ = true;
   } else if (planned_.rows() == p_) {
-    renew_as(reported_.right, planned_);
+    safe_assign(reported_.right, planned_);
     planned_.resize(0, 0);
   }
   return is_random;
 }
 
 template <class T>
-void SubspaceIteration<T>::forget() {
+void SubspaceIteration<T>::reset() {
   has_start_ = false;
   planned_.resize(0, 0);
   reported_.right.resize(0, 0);
 }
 
-// For y = (product of x with W): x and y become vectors with W x_i = s_i y_i, y orthonormal.
+// For y = x W^T: transforms x and y such that W x_i = s_i y_i, y orthonormal.
 template <class T>
 void SubspaceIteration<T>::diagonalize(Matrix<T>& x, Matrix<T>& y, std::vector<double>& values,
                                        const Context& context) {
@@ -118,7 +119,7 @@ void SubspaceIteration<T>::diagonalize(Matrix<T>& x, Matrix<T>& y, std::vector<d
   const SmallDecomposition d(r.template cast<double>(), context);
   rotate(y, d.b, context);
   rotate(x, d.a, context);
-  renew_as(rotation_, d.a);
+  safe_assign(rotation_, d.a);
   for (Index i = 0; i < p; ++i) values[i] = d.s(0, i);
 }
 
@@ -140,14 +141,14 @@ void SubspaceIteration<T>::sweep(const LinearOperator<T>& w, Matrix<T>* image,
   measured_.values.resize(static_cast<std::size_t>(p_));
   diagonalize(x, u, measured_.values, context);  // (1)
   w.apply_transpose(MatrixRef<T>(u), MatrixRef<T>(product), context);
-  if (image != nullptr) renew_as(*image, product);
+  if (image != nullptr) safe_assign(*image, product);
   for (Index i = 0; i < p_; ++i) {  // (2)
     const T value = static_cast<T>(measured_.values[i]);
     residual_[i] = square(static_cast<double>((product.row(i) - value * x.row(i)).norm()));
   }
-  renew_as(reported_.left, u);
+  safe_assign(reported_.left, u);
   diagonalize(reported_.left, reported_.right, reported_.values, context);  // (3)
-  set_slack(reported_.values[0]);
+  set_rounding_bound(reported_.values[0]);
 }
 
 template <class T>
@@ -162,10 +163,10 @@ void SubspaceIteration<T>::combine(Index j, const Matrix<T>& candidates, Matrix<
     if (n >= p_) break;
     n += extend_basis<T>(MatrixRef<T>(basis), n, added, 1e-3, as_array(lengths), context);
   }
-  const Index kept = std::min(n, p_);
-  renew(block, p_, shape_.n);
-  block.topRows(kept) = basis.topRows(kept);
-  if (kept < p_) random_.fill(MatrixRef<T>(block).block(kept, 0, p_ - kept, shape_.n));
+  const Index n_filled = std::min(n, p_);
+  safe_resize(block, p_, shape_.n);
+  block.topRows(n_filled) = basis.topRows(n_filled);
+  if (n_filled < p_) random_.fill(MatrixRef<T>(block).block(n_filled, 0, p_ - n_filled, shape_.n));
   orthonormalize<T>(block, random_, context);
 }
 
@@ -182,10 +183,10 @@ void SubspaceIteration<T>::plan_guards(Index j, const Matrix<T>& candidates,
 }
 
 template <class T>
-void SubspaceIteration<T>::keep_invariant_block() {
+void SubspaceIteration<T>::reuse_invariant_block() {
   if (planned_.rows() == p_) return;
-  if (residual(0, p_) <= 1e-8 * reported_.values[0] + 4.0 * slack_) {
-    renew_as(planned_, measured_.right);
+  if (residual(0, p_) <= 1e-8 * reported_.values[0] + 4.0 * rounding_bound_) {
+    safe_assign(planned_, measured_.right);
   }
 }
 

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
-// Block subspace iteration: the sweeps of a tracker, and the block that each of them starts from.
+// Block subspace iteration: the sweeps of a tracker, and their starting blocks.
 //
-// One sweep takes p orthonormal right vectors X (p x n, rows) and multiplies twice, 4 m n p flops:
+// One sweep multiplies p orthonormal right vectors X (p x n, rows) twice, 4 m n p flops:
 //
 //   X W^T = A S B^T Y,  Y orthonormal:   x = A^T X,  u = B^T Y   satisfy   W x_i = s_i u_i        (1)
 //   r_i = W^T u_i - s_i x_i                                                                       (2)
 //   u W = A' S' B'^T Y':   u' = A'^T u,  v' = B'^T Y'   satisfy   W^T u'_i = s'_i v'_i            (3)
 //
-// (1) are the `measured` pairs, whose residuals R = (r_i) from (2) are known. (3) are the `reported` pairs:
-// s_i <= s'_i <= sigma_i. The next sweep starts from v'.
+// (1) are the `measured` pairs, whose residuals R = (r_i) follow from (2). (3) are the `reported`
+// pairs: s_i <= s'_i <= sigma_i. The next sweep starts from v'.
 #pragma once
 
 #include <cmath>
@@ -43,51 +43,53 @@ class SubspaceIteration {
   Index size() const { return p_; }  // p
   const SingularPairs<T>& measured() const { return measured_; }
   const SingularPairs<T>& reported() const { return reported_; }
-  // For the tiers that compute the reported pairs in another way.
+  // Writable, for the tiers that compute the reported pairs in another way.
   SingularPairs<T>& reported() { return reported_; }
   // A' of (3), p x p: the reported left vectors are A'^T times the measured ones.
   const Matrix<double>& rotation() const { return rotation_; }
 
   // Bound on the rounding error of a singular value, here or in LAPACK.
-  double slack() const { return slack_; }
-  void set_slack(double largest_value);
+  double rounding_bound() const { return rounding_bound_; }
+  void set_rounding_bound(double largest_value);
 
-  // ||r_i||^2, and a bound on ||R||_F of the measured pairs begin .. end - 1.
+  // Return ||r_i||^2, and a bound on ||R||_F of the measured pairs begin .. end - 1.
   double squared_residual(Index i) const { return residual_[i]; }
   double residual(Index begin, Index end) const {
     double total = 0.0;
     for (Index i = begin; i < end; ++i) total += residual_[i];
-    return std::sqrt(total) + slack_;
+    return std::sqrt(total) + rounding_bound_;
   }
-  // Largest j <= k such that the first j measured pairs have converged, and a gap above
+  // Returns the largest j <= k such that the first j measured pairs have converged and a gap above
   // 0.4 `tolerance` s_j separates them from the others; 0 if there is none.
   Index n_separated(double tolerance) const;
 
-  // Memory for p vectors, if there is none yet.
+  // Allocates memory for p vectors, once.
   void allocate();
-  // Adds vectors of zeros, which `replace_guards` fills.
+  // Adds zero vectors, which `replace_guards` fills.
   void grow(Index p);
 
-  // The first block: given right vectors (rows), completed with random ones.
+  // Sets the first block: these right vectors (rows), completed by random ones.
   void seed(MatrixRef<const T> right, const Context& context);
-  // The reported right vectors are a block to start from.
+  // Uses the reported right vectors as the next starting block.
   void start_from_reported() { has_start_ = true; }
-  // Prepares the block of the next sweep; returns whether it is a random one, because there was none.
+  // Prepares the block of the next sweep. Returns true if there was none, so that it is random.
   bool prepare(const Context& context);
-  // Begins anew at the next update.
-  void forget();
+  // Discards the block: the next update starts from random vectors.
+  void reset();
 
-  // (1) to (3). Copies u W to `image` unless that is null.
+  // Computes (1) to (3). Copies u W to `image` unless that is null.
   void sweep(const LinearOperator<T>& w, Matrix<T>* image, const Context& context);
 
-  // Makes a block of the first j reported right vectors, of `candidates` (orthonormal rows), and of as many
-  // of the other reported ones as fit: for the next sweep, or for that of the next update.
+  // Build a block from the first j reported right vectors, `candidates` (orthonormal rows), and as
+  // many of the other reported vectors as fit: for the next sweep, or for the first sweep of the
+  // next update.
   void replace_guards(Index j, const Matrix<T>& candidates, const Context& context);
   void plan_guards(Index j, const Matrix<T>& candidates, const Context& context);
-  // Starts the next update from the measured right vectors where W maps their span to that of the left ones
-  // and back, unless its start is planned already. One more sweep would only amplify rounding along the
-  // leading directions and lose the last ones. Layers from an orthogonal start move within such a span.
-  void keep_invariant_block();
+  // If W maps the span of the measured right vectors to that of the left ones and back, starts the
+  // next update from the measured right vectors, unless a start is planned already. Another sweep
+  // would only amplify rounding errors along the leading directions and lose the last ones. Layers
+  // with an orthogonal start change within such a span.
+  void reuse_invariant_block();
 
  private:
   void diagonalize(Matrix<T>& x, Matrix<T>& y, std::vector<double>& values, const Context& context);
@@ -100,9 +102,9 @@ class SubspaceIteration {
   SingularPairs<T> measured_, reported_;
   std::vector<double> residual_;  // squared norms
   Matrix<double> rotation_;
-  double slack_ = 0.0;
+  double rounding_bound_ = 0.0;
   bool has_start_ = false;
-  Matrix<T> planned_;  // block of the next update; no rows: the reported right vectors
+  Matrix<T> planned_;  // block of the next update; no rows: use the reported right vectors
   Matrix<T> scratch_;
 };
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The conductor of a tracker: chooses the tier of an update, in a unit in which W is of size 1, and has it
-// recorded. The parts:
+// The tracker: chooses the tier of each update, in a unit in which W is of size 1, and records it.
+// Its parts:
 //
 //   tracker_scale        the unit
 //   subspace_iteration   vectors and sweeps
@@ -42,7 +42,7 @@ TrackerShape checked_shape(Index m, Index n, const TrackerSettings& settings) {
   return {m, n, smaller, std::min(settings.n_values, smaller)};
 }
 
-// p: k values and the guards.
+// Returns p: k values and the guards.
 Index block_size(const TrackerShape& shape, Index n_guards) {
   return std::min(shape.k + std::min(n_guards, shape.smaller), shape.smaller);
 }
@@ -81,7 +81,7 @@ class SvdTracker<T>::Impl {
     set_context(context);
     leave_factored();
     const double moved = measure(w, matrix, drift);
-    recording_.begin(squared_norm_, start);
+    recording_.start_record(squared_norm_, start);
     if (is_decomposed_ && matrix != nullptr) {
       full_.update(*matrix, recording_.record(), context_);
       dense_.tails().restart();
@@ -100,7 +100,7 @@ class SvdTracker<T>::Impl {
     set_context(context);
     const Matrix<double> core = drift.core();
     squared_norm_ = FactoredTier<T>::squared_norm(drift, core, shape_.smaller);
-    recording_.begin(squared_norm_, start);
+    recording_.start_record(squared_norm_, start);
     dense_.tails().restart();
     if (factored_.update(drift, core, recording_.record(), context_)) {
       recording_.finish_in_frames(factored_.left(), factored_.right(), context_);
@@ -110,11 +110,11 @@ class SvdTracker<T>::Impl {
     return record();
   }
 
-  // The reported vectors (rows); no entries where there are none.
+  // Returns the reported vectors (rows); absent if there are none.
   MatrixRef<const T> vectors(bool is_left) {
     if (!recording_.has_vectors()) return {};
-    context_.monitor = nullptr;  // that of the last update may have been destroyed
-    factored_.make_vectors(context_);
+    context_.monitor = nullptr;  // the monitor of the last update may have been destroyed
+    factored_.compute_vectors(context_);
     const SingularPairs<T>& pairs = subspace_.reported();
     return {is_left ? pairs.left.data() : pairs.right.data(), shape_.k,
             is_left ? shape_.m : shape_.n};
@@ -126,17 +126,17 @@ class SvdTracker<T>::Impl {
     context_.workspace = &workspace_;
   }
 
-  // From now on W itself is followed, from the vectors of the factored form.
+  // Switches from the factored form to W itself, starting from the vectors of the factored form.
   void leave_factored() {
     if (!factored_.is_active()) return;
-    factored_.make_vectors(context_);
+    factored_.compute_vectors(context_);
     recording_.leave_frames();
-    factored_.leave();
+    factored_.deactivate();
     subspace_.start_from_reported();
   }
 
-  // Measures W and chooses the unit. Returns `drift`, the bound on ||W - W_before||_2, in this unit;
-  // infinity where it is unknown, or where nothing of before is in this unit.
+  // Measures W and chooses the unit. Returns `drift` in this unit; infinity if it is unknown or the
+  // unit changed.
   double measure(const LinearOperator<T>& w, const MatrixRef<const T>* matrix, double drift) {
     double norm =
         dense_.origin().measure(is_decomposed_ ? nullptr : matrix, recording_.count(), context_);
@@ -146,7 +146,7 @@ class SvdTracker<T>::Impl {
       throw std::domain_error("a matrix to track is not finite, or its norm overflows");
     }
     const bool has_unit_changed = scale_.choose(w, norm, is_matrix, random_, context_);
-    if (has_unit_changed) dense_.forget_bounds();
+    if (has_unit_changed) dense_.reset_bounds();
     dense_.origin().set_unit(scale_.factor());
     squared_norm_ = std::isfinite(norm) ? square(norm * scale_.factor()) : -1.0;
     const double moved = drift >= 0.0 && !has_unit_changed ? drift * scale_.factor() : infinity;
@@ -159,8 +159,8 @@ class SvdTracker<T>::Impl {
     try {
       dense_.update({scaled, matrix, squared_norm_, recording_.record(), context_});
     } catch (...) {
-      dense_.forget();
-      recording_.forget_vectors();
+      dense_.reset();
+      recording_.discard_vectors();
       throw;
     }
     recording_.record().vector_error = dense_.tails().vector_error(context_);
@@ -177,8 +177,8 @@ class SvdTracker<T>::Impl {
   FullTier<T> full_;
   FactoredTier<T> factored_;
   TrackerRecording<T> recording_;
-  bool is_decomposed_;          // matrices; operators are iterated on
-  double squared_norm_ = -1.0;  // ||W||_F^2 in the unit; negative: unknown
+  bool is_decomposed_;          // use the full tier for matrices; operators use the dense tier
+  double squared_norm_ = -1.0;  // ||W||_F^2 in this unit; negative: unknown
 };
 
 template <class T>

@@ -5,20 +5,20 @@
 #include <cmath>
 
 #include "dlnfast/product.hpp"
-#include "dlnfast/renew.hpp"
+#include "dlnfast/safe_resize.hpp"
 #include "views.hpp"
 
 namespace dlnfast {
 namespace {
 
-// Bound on the distance between eigenvalues of [A R^T; R C] and of diag(A, C) for one of A that is `gap`
-// above all of C, |R| = eta.
+// Returns a bound on the distance between eigenvalues of [A R^T; R C] and of diag(A, C), for an
+// eigenvalue of A that is `gap` above all of C, |R| = eta.
 double perturbation(double gap, double eta) {
   if (eta == 0.0) return 0.0;
   return 2.0 * square(eta) / (gap + std::hypot(gap, 2.0 * eta));
 }
 
-// || x (1 - y^T y) ||_F for the first j rows of y.
+// Returns || x (1 - y^T y) ||_F for the first j rows of y.
 template <class T>
 double norm_outside(const Matrix<T>& x, const Matrix<T>& y, Index j, const Context& context) {
   if (x.rows() == 0) return 0.0;
@@ -39,37 +39,38 @@ void TailBounds<T>::certify(const Bound& tail, Index j) {
   const SingularPairs<T>& pairs = subspace_.measured();
   certified_.bound = tail;
   certified_.rank = j;
-  renew_both(certified_.left, pairs.left.topRows(j), certified_.right, pairs.right.topRows(j));
+  safe_assign_both(certified_.left, pairs.left.topRows(j), certified_.right,
+                   pairs.right.topRows(j));
   certified_.largest_value = pairs.values[0];
   certified_.residual = j > 0 ? subspace_.residual(0, j) : 0.0;
-  certified_.is_of_present_pairs = true;
+  certified_.is_for_current_pairs = true;
   drift_ = 0.0;
 }
 
-// (2).
+// Applies (2).
 template <class T>
 void TailBounds<T>::bound_by_norm(double squared_norm) {
   const Index p = subspace_.size();
   const std::vector<double>& s = subspace_.measured().values;
-  const double whole = squared_norm * (1.0 + 64.0 * epsilon<T>());
+  const double total = squared_norm * (1.0 + 64.0 * epsilon<T>());
   double removed = 0.0;
   for (Index j = 0; j <= p; ++j) {
-    const double m = std::sqrt(std::max(whole - removed, 0.0));
-    tails_[j].at_most(m + subspace_.slack(), Completeness::rigorous);
-    // The pairs are orthonormal to rounding: s_i^2 + |r_i|^2 is at least this.
+    const double m = std::sqrt(std::max(total - removed, 0.0));
+    tails_[j].at_most(m + subspace_.rounding_bound(), Completeness::rigorous);
+    // The pairs are orthonormal to rounding only: this is a lower bound on s_i^2 + |r_i|^2.
     if (j < p) {
       removed += (square(s[j]) + subspace_.squared_residual(j)) * (1.0 - 16.0 * epsilon<T>());
     }
   }
 }
 
-// (3).
+// Applies (3).
 template <class T>
 void TailBounds<T>::bound_by_certificate(const Context& context) {
   const Bound& bound = certified_.bound;
   const Index p = subspace_.size();
-  if (bound.kind != Completeness::none && certified_.is_of_present_pairs) {
-    tails_[certified_.rank].at_most(bound.value + subspace_.slack(), bound.kind);
+  if (bound.kind != Completeness::none && certified_.is_for_current_pairs) {
+    tails_[certified_.rank].at_most(bound.value + subspace_.rounding_bound(), bound.kind);
   } else if (bound.kind != Completeness::none && std::isfinite(drift_)) {
     const double moved_tail = bound.value + drift_;
     if (certified_.rank < p) transfer(certified_.rank, moved_tail, context);
@@ -77,14 +78,14 @@ void TailBounds<T>::bound_by_certificate(const Context& context) {
   }
 }
 
-// (5), for the complement of the first j pairs.
+// Applies (5) to the complement of the first j pairs.
 template <class T>
 void TailBounds<T>::transfer(Index j, double moved_tail, const Context& context) {
   const SingularPairs<T>& pairs = subspace_.measured();
   const double a = norm_outside(certified_.left, pairs.left, j, context);
   const double b = norm_outside(certified_.right, pairs.right, j, context);
-  const double leak = a * b * certified_.largest_value + (a + b) * certified_.residual;
-  tails_[j].at_most(moved_tail + leak + subspace_.slack(), certified_.bound.kind);
+  const double misalignment = a * b * certified_.largest_value + (a + b) * certified_.residual;
+  tails_[j].at_most(moved_tail + misalignment + subspace_.rounding_bound(), certified_.bound.kind);
 }
 
 template <class T>
@@ -92,10 +93,12 @@ void TailBounds<T>::find_tails(double squared_norm, const Context& context) {
   const Index p = subspace_.size();
   const std::vector<double>& s = subspace_.measured().values;
   tails_.assign(static_cast<std::size_t>(p) + 1, Bound{});
-  if (p == subspace_.shape().smaller) tails_[p].at_most(subspace_.slack(), Completeness::rigorous);
+  if (p == subspace_.shape().smaller)
+    tails_[p].at_most(subspace_.rounding_bound(), Completeness::rigorous);
   if (squared_norm >= 0.0) bound_by_norm(squared_norm);
   bound_by_certificate(context);
-  // A bound for j vectors holds for more of them, and with their values and residuals for fewer.
+  // A bound for j vectors also holds for more vectors, and with their values and residuals for
+  // fewer.
   for (Index j = 1; j <= p; ++j) tails_[j].at_most(tails_[j - 1].value, tails_[j - 1].kind);
   const std::vector<Bound> direct = tails_;
   for (Index j = 0; j < p; ++j) {
@@ -116,16 +119,16 @@ void TailBounds<T>::find_errors(double squared_norm, TrackerRecord& record,
   Completeness kind = Completeness::rigorous;
   for (Index i = 0; i < k; ++i) {
     Bound upper;
-    // A block that spans one side has all singular values.
+    // A block that spans one side determines all singular values.
     if (p == subspace_.shape().smaller) upper.at_most(values[i], Completeness::rigorous);
     for (Index j = 0; j <= p; ++j) {
       const double eta = subspace_.residual(0, j);
       const double tail = tails_[j].value;
-      const bool is_clear = i < j && s[i] > tail;
-      const double bound = is_clear ? s[i] + perturbation(s[i] - tail, eta) : tail + eta;
+      const bool is_separated = i < j && s[i] > tail;
+      const double bound = is_separated ? s[i] + perturbation(s[i] - tail, eta) : tail + eta;
       upper.at_most(bound, tails_[j].kind);
     }
-    record.errors[i] = std::max(upper.value - values[i], 0.0) + subspace_.slack();
+    record.errors[i] = std::max(upper.value - values[i], 0.0) + subspace_.rounding_bound();
     largest = std::max(largest, record.errors[i]);
     kind = std::min(kind, upper.kind);
   }
@@ -140,10 +143,10 @@ double TailBounds<T>::vector_error(const Context& context) const {
   const double residual = subspace_.residual(0, k);
   const double separation = subspace_.measured().values[k - 1] - tails_[k].value - residual;
   if (!(separation > 0.0)) return nan;
-  const double left_turn = k < p ? subspace_.rotation().block(k, 0, p - k, k).norm() : 0.0;
+  const double left_rotation = k < p ? subspace_.rotation().block(k, 0, p - k, k).norm() : 0.0;
   Matrix<T> reported = subspace_.reported().right.topRows(k);
-  const double right_turn = norm_outside(reported, subspace_.measured().right, k, context);
-  return residual / separation + std::hypot(left_turn, right_turn);
+  const double right_rotation = norm_outside(reported, subspace_.measured().right, k, context);
+  return residual / separation + std::hypot(left_rotation, right_rotation);
 }
 
 template class TailBounds<float>;

@@ -12,7 +12,7 @@
 namespace dlnfast {
 namespace {
 
-// Largest entry of |x x^T - 1|.
+// Returns the largest entry of |x x^T - 1|.
 template <class T>
 double departure_from_orthonormal(const Matrix<T>& x, const Context& context) {
   Matrix<T> gram(x.rows(), x.rows());
@@ -24,7 +24,7 @@ double departure_from_orthonormal(const Matrix<T>& x, const Context& context) {
 }  // namespace
 
 template <class T>
-void TrackerRecording<T>::begin(double squared_norm, Clock::time_point start) {
+void TrackerRecording<T>::start_record(double squared_norm, Clock::time_point start) {
   start_ = start;
   const auto k = static_cast<std::size_t>(subspace_.shape().k);
   record_.event = count_;
@@ -41,21 +41,21 @@ void TrackerRecording<T>::begin(double squared_norm, Clock::time_point start) {
   record_.left_block = record_.right_block = {nan, nan};
 }
 
-// Errors of all p values: for guards the error of the last reported value.
+// Returns the errors of all p values. Guards get the error of the last reported value.
 template <class T>
 std::vector<double> TrackerRecording<T>::all_errors() const {
   const Index k = subspace_.shape().k, p = subspace_.size();
-  std::vector<double> errors(static_cast<std::size_t>(p), subspace_.slack());
+  std::vector<double> errors(static_cast<std::size_t>(p), subspace_.rounding_bound());
   std::copy(record_.errors.begin(), record_.errors.end(), errors.begin());
   for (Index i = k; i < p; ++i) errors[i] = errors[k - 1];
   return errors;
 }
 
 template <class T>
-void TrackerRecording<T>::finish(double drift, double reach, const Context& context) {
+void TrackerRecording<T>::finish(double drift, double max_distance, const Context& context) {
   if (!settings_.follow) return finish_values(drift);
   SingularPairs<T>& pairs = subspace_.reported();
-  follow(branches_, reach, MatrixRef<T>(pairs.left), MatrixRef<T>(pairs.right), context);
+  follow(branches_, max_distance, MatrixRef<T>(pairs.left), MatrixRef<T>(pairs.right), context);
   record_.orthogonality = departure_from_orthonormal(pairs.left, context);
   if (settings_.measure_angles) {
     record_.orthogonality =
@@ -86,11 +86,11 @@ void TrackerRecording<T>::finish_values(double drift) {
 
 template <class T>
 template <class S>
-void TrackerRecording<T>::follow(Branches<S>& branches, double reach, MatrixRef<S> left,
+void TrackerRecording<T>::follow(Branches<S>& branches, double max_distance, MatrixRef<S> left,
                                  MatrixRef<S> right, const Context& context) {
   const Index k = subspace_.shape().k;
-  branches.follow(subspace_.reported().values, all_errors(), reach, left, right, context);
-  // One cluster has no directions to measure angles from.
+  branches.follow(subspace_.reported().values, all_errors(), max_distance, left, right, context);
+  // A single cluster determines no directions to measure angles from.
   if (!branches.has_reference() && subspace_.size() > 0 && branches.clusters().back() > 0) {
     branches.set_reference();
   }
@@ -111,7 +111,7 @@ void TrackerRecording<T>::follow(Branches<S>& branches, double reach, MatrixRef<
   record_.right_block = branches.block_angle(false, k, context);
 }
 
-// Values, gaps and time.
+// Sets values, gaps and time.
 template <class T>
 void TrackerRecording<T>::complete(double drift) {
   const Index k = subspace_.shape().k, p = subspace_.size();
@@ -130,7 +130,7 @@ void TrackerRecording<T>::complete(double drift) {
 template <class T>
 void TrackerRecording<T>::leave_frames() {
   SingularPairs<T>& pairs = subspace_.reported();
-  branches_.adopt(frame_branches_, MatrixRef<T>(pairs.left), MatrixRef<T>(pairs.right));
+  branches_.continue_from(frame_branches_, MatrixRef<T>(pairs.left), MatrixRef<T>(pairs.right));
 }
 
 template <class T>

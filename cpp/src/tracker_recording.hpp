@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The record of each update of a tracker: values, gaps, and the branches that connect them from update to
+// Records of a tracker's updates: values, gaps, and branches that connect them from update to
 // update (branches.hpp).
 #pragma once
 
@@ -30,14 +30,14 @@ class TrackerRecording {
   // Number of finished updates.
   std::int64_t count() const { return count_; }
 
-  // Clears the record for an update that began at `start`, of a W whose squared norm is known unless
-  // negative.
-  void begin(double squared_norm, Clock::time_point start);
+  // Clears the record for an update that began at `start`. `squared_norm` is that of W; negative if
+  // unknown.
+  void start_record(double squared_norm, Clock::time_point start);
 
-  // Completes the record from the reported pairs. `drift` is the sum of drifts to report; no two values
-  // further apart than `reach` are of one branch.
-  void finish(double drift, double reach, const Context& context);
-  // The same for vectors in the coordinates of frames, rows, and for values without vectors.
+  // Completes the record from the reported pairs. `drift` is the accumulated drift to report.
+  // Values further apart than `max_distance` never belong to one branch.
+  void finish(double drift, double max_distance, const Context& context);
+  // The same for vectors (rows) in the coordinates of frames, and for values without vectors.
   void finish_in_frames(MatrixRef<double> left, MatrixRef<double> right, const Context& context);
   void finish_values(double drift);
 
@@ -47,14 +47,14 @@ class TrackerRecording {
   void set_reference();
   void set_reference(MatrixRef<const T> left, MatrixRef<const T> right);
 
-  // Whether there are reported vectors; an update that fails leaves none.
+  // Whether there are reported vectors; a failed update leaves none.
   bool has_vectors() const { return has_vectors_; }
-  void forget_vectors() { has_vectors_ = false; }
+  void discard_vectors() { has_vectors_ = false; }
 
  private:
   std::vector<double> all_errors() const;
   template <class S>
-  void follow(Branches<S>& branches, double reach, MatrixRef<S> left, MatrixRef<S> right,
+  void follow(Branches<S>& branches, double max_distance, MatrixRef<S> left, MatrixRef<S> right,
               const Context& context);
   void complete(double drift);
 

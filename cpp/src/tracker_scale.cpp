@@ -6,13 +6,13 @@
 #include <limits>
 #include <stdexcept>
 
-#include "dlnfast/renew.hpp"
+#include "dlnfast/safe_resize.hpp"
 #include "numbers.hpp"
 
 namespace dlnfast {
 namespace {
 
-// The factor and its inverse must be numbers of type T.
+// The factor and its inverse must be representable in type T.
 template <class T>
 constexpr int limit_exponent = sizeof(T) == 8 ? 1000 : 120;
 
@@ -45,7 +45,7 @@ bool TrackerScale<T>::choose(const LinearOperator<T>& w, double& norm, bool is_e
 template <class T>
 MatrixRef<const T> TrackerScale<T>::scaled(MatrixRef<const T> w) {
   if (factor_ == 1.0) return w;
-  renew_as(scratch_, static_cast<T>(factor_) * w.map());
+  safe_assign(scratch_, static_cast<T>(factor_) * w.map());
   return scratch_;
 }
 
@@ -59,7 +59,7 @@ void TrackerScale<T>::convert(TrackerRecord& record) const {
   for (double* x : {&record.norm, &record.tail, &record.drift, &record.rho, &record.rho_spread}) {
     *x *= back;
   }
-  // A value that became subnormal was rounded, and so was its bound.
+  // A subnormal value was rounded, and so was its bound.
   for (double& x : record.errors) x += std::numeric_limits<double>::denorm_min();
   record.tail += std::numeric_limits<double>::denorm_min();
 }

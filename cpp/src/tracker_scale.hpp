@@ -3,8 +3,8 @@
 //
 //   factor * ||W|| in [2^-24, 2^24]
 //
-// The factor stays the same from update to update as long as this holds: bounds of earlier updates are in
-// its unit.
+// The factor stays the same from update to update while this holds, because the bounds of earlier
+// updates are in its unit.
 #pragma once
 
 #include "dlnfast/linear_operator.hpp"
@@ -19,15 +19,15 @@ class TrackerScale {
  public:
   double factor() const { return factor_; }
 
-  // Chooses the factor from `norm`, ||W||_F; returns whether it changed. Without `is_exact` the norm of an
-  // operator may be NaN, or 0 because its square vanished: then the product with a random vector measures
-  // the size, and `norm` becomes NaN where that product is not 0. Throws std::domain_error where the
-  // product is not finite.
+  // Chooses the factor from `norm`, ||W||_F; returns whether it changed. Without `is_exact`, the
+  // norm of an operator may be NaN, or 0 because its square underflowed. Then the size is that of
+  // the product with a random vector, and `norm` becomes NaN unless that product is 0. Throws
+  // std::domain_error if the product is not finite.
   bool choose(const LinearOperator<T>& w, double& norm, bool is_exact, Random& random,
               const Context& context);
 
-  // W in this unit: an operator without a copy of W, or a matrix, which is copied unless the factor is 1
-  // and is valid until `release`.
+  // W in this unit: an operator, without a copy of W, or a matrix. The matrix is copied unless the
+  // factor is 1, and is valid until `release`.
   ScaledOperator<T> scaled(const LinearOperator<T>& w) {
     return ScaledOperator<T>(w, factor_, scratch_);
   }

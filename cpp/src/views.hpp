@@ -11,7 +11,7 @@ MatrixRef<const T> view(const Matrix<T>& m) {
   return {m.data(), m.rows(), m.cols()};
 }
 
-// The first k rows.
+// Returns a view of the first k rows.
 template <class T>
 MatrixRef<const T> top(const Matrix<T>& m, Index k) {
   return {m.data(), k, m.cols()};

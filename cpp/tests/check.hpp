@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Checks that count their failures, and the matrices that the tests share.
+// Checks that count failures, and matrices shared by the tests.
 #pragma once
 
 #include <cmath>
@@ -55,7 +55,8 @@ using dlnfast::Index;
 using dlnfast::Matrix;
 using dlnfast::MatrixRef;
 
-// Rounding of a sum of `inner` products of numbers near 1, repeated over `steps` steps.
+// Tolerance for the rounding error of a sum of `inner` products of numbers near 1, repeated over
+// `steps` steps.
 template <class T>
 double tolerance(Index inner, double steps = 1.0) {
   const double epsilon = static_cast<double>(std::numeric_limits<T>::epsilon());
@@ -82,7 +83,8 @@ Matrix<T> random_matrix(Index rows, Index cols, double scale = 1.0) {
   return m;
 }
 
-// Orthonormal columns (or rows, where the matrix is wide), by Gram-Schmidt twice over.
+// Returns orthonormal columns (or rows, if the matrix is wide), by Gram-Schmidt with
+// reorthogonalisation.
 inline Matrix<double> random_orthonormal(Index rows, Index cols) {
   if (rows < cols) return random_orthonormal(cols, rows).transpose();
   Matrix<double> q = random_matrix<double>(rows, cols);
@@ -95,7 +97,7 @@ inline Matrix<double> random_orthonormal(Index rows, Index cols) {
   return q;
 }
 
-// A matrix inside a wider buffer. Whoever writes beside it is found out.
+// A matrix inside a larger buffer, which detects writes outside the matrix.
 template <class T>
 class Strided {
  public:
@@ -108,7 +110,7 @@ class Strided {
   }
   MatrixRef<T> ref() { return {data_.data(), rows_, cols_, stride_}; }
   Matrix<T> value() { return ref().map(); }
-  bool intact() const {
+  bool is_intact() const {
     for (Index i = 0; i < static_cast<Index>(data_.size()); ++i) {
       const bool inside = i < rows_ * stride_ && i % stride_ < cols_;
       if (!inside && data_[static_cast<std::size_t>(i)] != guard) return false;
@@ -122,7 +124,7 @@ class Strided {
   std::vector<T> data_;
 };
 
-// Largest difference of two matrices; NaN where either is.
+// Returns the largest difference of two matrices; NaN if either has a NaN.
 template <class A, class B>
 double distance(const A& a, const B& b) {
   if (a.rows() != b.rows() || a.cols() != b.cols()) return std::numeric_limits<double>::infinity();

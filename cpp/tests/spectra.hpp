@@ -22,7 +22,7 @@ inline std::vector<double> spectrum(const Matrix<double>& w) {
   return values;
 }
 
-// U diag(s) V^T with random orthonormal U (m x size of s) and V (n x size of s).
+// Returns U diag(s) V^T with random orthonormal U (m x size of s) and V (n x size of s).
 inline Matrix<double> matrix_with_values(Index m, Index n, const std::vector<double>& s) {
   const Index r = static_cast<Index>(s.size());
   Matrix<double> u = random_orthonormal(m, r);
@@ -30,14 +30,14 @@ inline Matrix<double> matrix_with_values(Index m, Index n, const std::vector<dou
   return u * random_orthonormal(n, r).transpose();
 }
 
-// 1, ratio, ratio^2, ..
+// Returns 1, ratio, ratio^2, ..
 inline std::vector<double> geometric(Index n, double ratio) {
   std::vector<double> s(static_cast<std::size_t>(n), 1.0);
   for (std::size_t i = 1; i < s.size(); ++i) s[i] = ratio * s[i - 1];
   return s;
 }
 
-// ||M||_2: the norm of W outside the first j pairs.
+// Returns ||M||_2, the norm of W outside the first j pairs.
 template <class T>
 double norm_outside(const Matrix<double>& w, const dlnfast::SingularPairs<T>& pairs, Index j) {
   const Matrix<double> u = pairs.left.topRows(j).template cast<double>();
@@ -47,7 +47,7 @@ double norm_outside(const Matrix<double>& w, const dlnfast::SingularPairs<T>& pa
   return spectrum(m)[0];
 }
 
-// || x x^T - 1 ||, the largest entry.
+// Returns the largest entry of |x x^T - 1|.
 template <class T>
 double departure_from_orthonormal(const Matrix<T>& x) {
   const Matrix<double> rows = x.template cast<double>();

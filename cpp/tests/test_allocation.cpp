@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// A step allocates nothing once the first one has sized its workspace, neither through operator new
-// nor inside Eigen (whose watch is compiled in and ends the program). Only products so narrow that
-// they are left to Eigen, of large matrices, pack blocks of their operands on the heap.
+// A step allocates nothing after the first one has sized its workspace: neither through operator
+// new nor inside Eigen, whose allocation check is compiled in and aborts the program. The exception
+// are very narrow products of large matrices, which are left to Eigen: they pack blocks of their
+// operands on the heap.
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
@@ -71,7 +72,7 @@ struct Network {
   }
 };
 
-void no_allocation_in(Stepper& stepper, const char* what, Index size) {
+void check_steps_allocate_nothing(Stepper& stepper, const char* what, Index size) {
   double loss = stepper.evaluate();
   stepper.update();
   n_allocations = 0;
@@ -91,18 +92,18 @@ void no_allocation_in(Stepper& stepper, const char* what, Index size) {
 }
 
 template <class T>
-void reduced() {
+void reduced_steps_allocate_nothing() {
   for (Index size = 0; size <= 32; ++size) {
     for (int variant = 0; variant < 4; ++variant) {
       Network<T> n({size, size, size, size}, variant % 2 == 1, variant / 2 == 1);
       ReducedDescent<T> descent(n.refs, n.objective, n.families, n.rates, Context{1, nullptr});
-      no_allocation_in(descent, "reduced descent", size);
+      check_steps_allocate_nothing(descent, "reduced descent", size);
     }
   }
 }
 
 template <class T>
-void dense() {
+void dense_steps_allocate_nothing() {
   const std::vector<std::vector<Index>> shapes{
       {3, 3, 3, 3},    {10, 10, 10},    {30, 30, 30, 30},    {50, 50, 50, 50},
       {40, 40, 40, 5}, {5, 40, 40, 40}, {40, 5, 40, 40},     {40, 40, 6, 40},
@@ -112,12 +113,12 @@ void dense() {
     for (int variant = 0; variant < 4; ++variant) {
       Network<T> n(widths, variant % 2 == 1, variant / 2 == 1);
       DenseDescent<T> descent(n.refs, n.objective, n.rates, Context{1, nullptr});
-      no_allocation_in(descent, "dense descent", widths[1]);
+      check_steps_allocate_nothing(descent, "dense descent", widths[1]);
     }
   }
 }
 
-// Every fifth place of a matrix, or every other one, in both orders.
+// Every fifth entry of a matrix, or every other one, in both orders.
 template <class T>
 struct Entries {
   std::vector<std::int64_t> starts[2];
@@ -143,10 +144,10 @@ struct Entries {
   }
 };
 
-// A masked step with E in sparse form and with E as a whole, a measured one, and each of them, and one
-// with the whole of the target, with rates that follow the weights.
+// Steps with E in sparse form, with E as a dense matrix, and with measurements, for constant and
+// adaptive rates; and steps on the full target with adaptive rates.
 template <class T>
-void observations() {
+void observed_steps_allocate_nothing() {
   const std::vector<std::vector<Index>> shapes{
       {10, 10, 10},        {30, 30, 30, 30}, {40, 5, 5, 40},  {40, 20, 20, 40},
       {40, 40, 5, 42, 43}, {40, 40, 5},      {5, 40, 40},     {7, 5},
@@ -156,9 +157,9 @@ void observations() {
   for (const auto& widths : shapes) {
     for (const Kind kind : {sparse, dense_mask, measured, whole}) {
       for (int variant = 0; variant < 4; ++variant) {
-        const bool adapts = variant % 2 == 1;
-        if (kind == whole && !adapts) continue;  // that is `dense` above
-        // Narrow products with a large E: see the first lines.
+        const bool is_adaptive = variant % 2 == 1;
+        if (kind == whole && !is_adaptive) continue;  // tested by dense_steps_allocate_nothing
+        // Skip narrow products with a large E, which allocate (see the head of this file).
         if (kind != sparse && widths[0] == 300) continue;
         Network<T> n(widths, false, variant / 2 == 1);
         const Index d_out = widths.back(), d_in = widths.front();
@@ -171,17 +172,17 @@ void observations() {
         if (kind == measured) n.objective.measurements = measurements;
         if (kind != whole) n.objective.target = {};
         if (variant == 3) n.rates.learning_rate[0] = 0.0;
-        if (adapts) n.rates.adaptive = {1.0, std::vector<double>(widths.size() - 1, 1.0), 1.0};
+        if (is_adaptive) n.rates.adaptive = {1.0, std::vector<double>(widths.size() - 1, 1.0), 1.0};
         DenseDescent<T> descent(n.refs, n.objective, n.rates, Context{1, nullptr});
         const char* names[] = {"a sparse step", "a masked step", "a measured step", "a step"};
-        no_allocation_in(descent, names[kind], widths[1]);
+        check_steps_allocate_nothing(descent, names[kind], widths[1]);
       }
     }
   }
 }
 
-// The counter counts.
-void control() {
+// The allocation counter works.
+void counter_counts_allocations() {
   counting = true;
   const auto one = std::make_unique<int>(1);
   counting = false;
@@ -191,12 +192,12 @@ void control() {
 }  // namespace
 
 int main() {
-  control();
-  reduced<double>();
-  reduced<float>();
-  dense<double>();
-  dense<float>();
-  observations<double>();
-  observations<float>();
+  counter_counts_allocations();
+  reduced_steps_allocate_nothing<double>();
+  reduced_steps_allocate_nothing<float>();
+  dense_steps_allocate_nothing<double>();
+  dense_steps_allocate_nothing<float>();
+  observed_steps_allocate_nothing<double>();
+  observed_steps_allocate_nothing<float>();
   return check::result();
 }

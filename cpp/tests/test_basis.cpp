@@ -15,9 +15,9 @@ using check::random_orthonormal;
 
 namespace {
 
-// A block of known rank beside a basis, partly inside its span.
+// Extends a basis by a block of known rank, partly inside its span.
 template <class T>
-void of_rank(Index n, Index n_basis, Index rank, Index k, int n_threads) {
+void check_extension(Index n, Index n_basis, Index rank, Index k, int n_threads) {
   const Matrix<T> all = random_orthonormal(n_basis + rank, n).template cast<T>();
   Matrix<T> mixing = random_matrix<T>(k, rank);
   for (Index i = 0; i < std::min(k, rank); ++i) mixing(i, i) += T(2);
@@ -36,7 +36,7 @@ void of_rank(Index n, Index n_basis, Index rank, Index k, int n_threads) {
   const Index total = n_basis + added;
   const Matrix<T> q = basis.topRows(total);
   CHECK_NEAR(distance(Matrix<T>(q * q.transpose()), Matrix<T>::Identity(total, total)), 0.0, tiny);
-  // The rows are in the span, and what was there is untouched.
+  // The block is in the span of the basis, and the old rows of the basis are unchanged.
   CHECK_NEAR(distance(Matrix<T>(whole * q.transpose() * q), whole), 0.0, 10.0 * tiny);
   CHECK(distance(Matrix<T>(q.topRows(n_basis)), Matrix<T>(all.topRows(n_basis))) == 0.0);
   for (Index i = 0; i + 1 < added; ++i) CHECK(lengths[i] >= lengths[i + 1] * (1.0 - 1e-3));
@@ -44,21 +44,21 @@ void of_rank(Index n, Index n_basis, Index rank, Index k, int n_threads) {
 }
 
 template <class T>
-void shapes() {
+void extends_bases_of_all_shapes() {
   for (const int n_threads : {1, 2, 7}) {
     for (const Index n : {1, 2, 7, 31, 200}) {
       for (const Index n_basis : {0, 1, 5}) {
         for (const Index rank : {0, 1, 3, 8}) {
           if (n_basis + rank > n) continue;
-          for (const Index k : {0, 1, 4, 11}) of_rank<T>(n, n_basis, rank, k, n_threads);
+          for (const Index k : {0, 1, 4, 11}) check_extension<T>(n, n_basis, rank, k, n_threads);
         }
       }
     }
   }
 }
 
-// A direction that stands out by little is found, and is orthogonal all the same.
-void small_remainders() {
+// A short component outside the span is found, and the new row is orthogonal to rounding.
+void small_remainders_are_found() {
   const Matrix<double> all = random_orthonormal(3, 50);
   for (const double size : {1e-3, 1e-6, 1e-9}) {
     Matrix<double> basis = Matrix<double>::Zero(3, 50);
@@ -72,15 +72,15 @@ void small_remainders() {
   }
 }
 
-// A basis that already holds everything takes no more.
-void full_space() {
+// A basis of the whole space is not extended.
+void full_basis_is_not_extended() {
   Matrix<double> basis(8, 4), block = random_matrix<double>(4, 4);
   basis.topRows(4) = random_orthonormal(4, 4);
   std::vector<double> lengths(4);
   CHECK(extend_basis<double>(basis, 4, block, 0.0, as_array(lengths), Context{}) == 0);
 }
 
-// Rows of any lengths and dependence become orthonormal; their span is kept.
+// Rows of any lengths and dependence become orthonormal; their span is preserved.
 template <class T>
 void blocks_become_orthonormal() {
   for (const Index n : {1, 2, 7, 31, 200}) {
@@ -99,8 +99,8 @@ void blocks_become_orthonormal() {
           CHECK(found == (k == 0 ? 0 : std::min(rank, n)));
           CHECK_NEAR(distance(Matrix<double>(q * q.transpose()), Matrix<double>::Identity(k, k)),
                      0.0, tiny);
-          const Matrix<double> rest = before - before * q.transpose() * q;
-          CHECK_NEAR(rest.norm(), 0.0, 40.0 * tiny * (before.norm() + 1e-30));
+          const Matrix<double> residual = before - before * q.transpose() * q;
+          CHECK_NEAR(residual.norm(), 0.0, 40.0 * tiny * (before.norm() + 1e-30));
         }
       }
     }
@@ -124,10 +124,10 @@ void sizes_are_checked() {
 }  // namespace
 
 int main() {
-  shapes<double>();
-  shapes<float>();
-  small_remainders();
-  full_space();
+  extends_bases_of_all_shapes<double>();
+  extends_bases_of_all_shapes<float>();
+  small_remainders_are_found();
+  full_basis_is_not_extended();
   blocks_become_orthonormal<double>();
   blocks_become_orthonormal<float>();
   sizes_are_checked();

@@ -18,13 +18,13 @@ using check::uniform;
 
 namespace {
 
-// Runs of one shape, and room for what they leave.
+// Runs of one shape, and memory for their records.
 template <class T>
 struct Runs {
   Index n, n_layers, n_records, n_scalars = 0;
   std::vector<Index> widths;
   Schedule schedule;
-  std::vector<Matrix<T>> cores, core_records;     // one matrix per layer, run under run
+  std::vector<Matrix<T>> cores, core_records;     // one matrix per layer, runs stacked
   Matrix<T> target, gram, factor, factor_target;  // the last three empty where S = I
   Index rank = 0;
   std::vector<FamilySpan> families;
@@ -120,18 +120,20 @@ struct Runs {
     return batch_descent<T>(batch(), schedule, records(), Context{n_threads, nullptr});
   }
 
-  // Run i by the engine for single runs, into a batch of its own.
+  // Runs member i with the engine for single runs, and writes to another batch.
   Result single(Index i, Runs& out) {
     std::vector<Matrix<T>> own;
     std::vector<MatrixRef<T>> refs;
-    ReducedRecords<T> kept;
+    ReducedRecords<T> single_records;
     for (Index l = 0; l < n_layers; ++l) {
       own.push_back(cores[l].middleRows(i * widths[l + 1], widths[l + 1]));
-      kept.cores.push_back({out.core_records[l].data() + i * n_records * widths[l + 1] * widths[l],
-                            {n_records, widths[l + 1], widths[l]}});
+      single_records.cores.push_back(
+          {out.core_records[l].data() + i * n_records * widths[l + 1] * widths[l],
+           {n_records, widths[l + 1], widths[l]}});
     }
     for (auto& m : own) refs.emplace_back(m);
-    kept.rho = {out.rho_records.data() + i * n_records * n_scalars, {n_records, n_scalars}};
+    single_records.rho = {out.rho_records.data() + i * n_records * n_scalars,
+                          {n_records, n_scalars}};
     Matrix<T> t = target.middleRows(i * widths.back(), widths.back()), s, f, g;
     Objective<T> objective;
     objective.target = t;
@@ -157,7 +159,7 @@ struct Runs {
     };
     const Rates rates{row(learning_rate), row(weight_decay), row(momentum)};
     ReducedDescent<T> stepper(refs, objective, list, rates, Context{1, nullptr});
-    ReducedRecorder<T> recorder(stepper, kept, schedule);
+    ReducedRecorder<T> recorder(stepper, single_records, schedule);
     std::vector<std::int64_t> steps(static_cast<std::size_t>(n_records));
     Monitor monitor;
     const Progress progress{out.loss.data() + i * (schedule.steps + 1), steps.data(),
@@ -189,7 +191,7 @@ void compare(Runs<T>& runs, int n_threads) {
 }
 
 template <class T>
-void shapes() {
+void all_shapes_match_single_runs() {
   Schedule schedule;
   schedule.steps = 11;
   schedule.record_every = 4;
@@ -209,8 +211,8 @@ void shapes() {
   }
 }
 
-// A lane that diverges ends for itself, and one that comes down to the tolerance, too.
-void ends() {
+// Lanes that diverge or reach the tolerance end without affecting the others.
+void runs_end_independently() {
   Schedule schedule;
   schedule.steps = 60;
   schedule.record_every = 7;
@@ -228,7 +230,7 @@ void ends() {
   CHECK(converged >= 1);
 }
 
-void interruption() {
+void interrupt_stops_all_threads() {
   Schedule schedule;
   schedule.steps = 200'000;
   schedule.record_every = schedule.steps;
@@ -241,7 +243,7 @@ void interruption() {
                                          Context{n_threads, &monitor}),
                    Interrupted);
       const std::chrono::duration<double> late = std::chrono::steady_clock::now() - start;
-      CHECK(late.count() < 5.0);  // on any machine; all of it would take far longer
+      CHECK(late.count() < 5.0);  // on any machine; the whole run would take far longer
     }
   }
 }
@@ -281,10 +283,10 @@ void sizes_are_checked() {
 }  // namespace
 
 int main() {
-  shapes<double>();
-  shapes<float>();
-  ends();
-  interruption();
+  all_shapes_match_single_runs<double>();
+  all_shapes_match_single_runs<float>();
+  runs_end_independently();
+  interrupt_stops_all_threads();
   sizes_are_checked();
   return check::result();
 }

@@ -27,7 +27,7 @@ constexpr double epsilon = static_cast<double>(std::numeric_limits<T>::epsilon()
 
 const int teams[] = {1, 2, 7};
 
-// Entries in one order.
+// The entries in one order.
 template <class T>
 struct Order {
   Index cols = 0;
@@ -36,7 +36,7 @@ struct Order {
   std::vector<T> values;
 
   Order() = default;
-  // Those places of `values` where `mask` is not zero, row after row.
+  // The entries of `all` where `mask` is not zero, row by row.
   Order(const Matrix<double>& mask, const Matrix<double>& all) : cols(mask.cols()) {
     for (Index i = 0; i < mask.rows(); ++i) {
       for (Index j = 0; j < mask.cols(); ++j) {
@@ -73,8 +73,8 @@ struct Observed {
   ObservedEntries<T> view() const { return {rows.view(), columns.view()}; }
 };
 
-// About a part `density` of all places; beside them a full row, an empty one, and the same of columns,
-// where the matrix is large enough.
+// Returns a mask with a fraction `density` of ones; a large mask also gets a full and an empty row,
+// and a full and an empty column.
 Matrix<double> random_mask(Index m, Index n, double density) {
   Matrix<double> mask = Matrix<double>::Zero(m, n);
   for (Index e = 0; e < mask.size(); ++e) {
@@ -92,8 +92,8 @@ Matrix<double> random_mask(Index m, Index n, double density) {
   return mask;
 }
 
-// left, right and the loss with plain loops, and with each of them the sum of the magnitudes that go
-// into it: a few roundings of that are allowed.
+// Computes left, right and the loss with plain loops, and for each the sum of the magnitudes of its
+// terms: a few roundings of that sum are allowed.
 template <class T>
 struct Products {
   Matrix<double> left, right, left_size, right_size;
@@ -132,8 +132,7 @@ void check_sums(const Matrix<T>& got, const Matrix<double>& wanted, const Matrix
   bool near = got.rows() == wanted.rows() && got.cols() == wanted.cols();
   for (Index e = 0; near && e < got.size(); ++e) {
     const double off = std::abs(double(got.data()[e]) - wanted.data()[e]);
-    near = off <=
-           8.0 * epsilon<T> * size.data()[e];  // false for NaN; nothing is allowed where all is 0
+    near = off <= 8.0 * epsilon<T> * size.data()[e];  // false for NaN; zero tolerance for zero sums
   }
   CHECK(near);
 }
@@ -154,24 +153,24 @@ void products_of_one_shape(Index m, Index n, Index k, double density, Index gap)
   double first_loss = 0.0;
   Workspace workspace;
   for (const int team : teams) {
-    for (int given = 3; given >= 0; --given) {  // both results, one of them, none
-      const bool has_left = given / 2 == 1, has_right = given % 2 == 1;
+    for (int outputs = 3; outputs >= 0; --outputs) {  // both outputs, one of them, none
+      const bool has_left = outputs / 2 == 1, has_right = outputs % 2 == 1;
       Strided<T> left(junk_left, gap), right(junk_right, gap);
       Context context{team, nullptr};
-      if (given == 3) context.workspace = &workspace;
+      if (outputs == 3) context.workspace = &workspace;
       const double loss = residual_products<T>(observed.view(), sx.ref(), sy.ref(),
                                                has_left ? left.ref() : MatrixRef<T>(),
                                                has_right ? right.ref() : MatrixRef<T>(), context);
       CHECK_NEAR(loss, wanted.loss, 8.0 * epsilon<T> * wanted.loss_size);
-      CHECK(left.intact() && right.intact());
+      CHECK(left.is_intact() && right.is_intact());
       if (has_left) check_sums(left.value(), wanted.left, wanted.left_size);
       if (has_right) check_sums(right.value(), wanted.right, wanted.right_size);
-      if (team == 1 && given == 3) {
+      if (team == 1 && outputs == 3) {
         first_loss = loss;
         first_left = left.value();
         first_right = right.value();
       }
-      // Neither the team nor what else is wanted shows in a result.
+      // Results depend neither on the team nor on the other outputs.
       CHECK(loss == first_loss);
       if (has_left) CHECK(distance(left.value(), first_left) == 0.0);
       if (has_right) CHECK(distance(right.value(), first_right) == 0.0);
@@ -184,7 +183,7 @@ void products_of_one_shape(Index m, Index n, Index k, double density, Index gap)
 }
 
 template <class T>
-void products() {
+void products_match_reference() {
   const std::vector<Index> sizes{0, 1, 2, 3, 5, 7, 8, 13, 17, 31, 64, 97};
   const double densities[] = {0.3, 0.0, 0.07, 1.0, 0.8};
   std::size_t turn = 0;
@@ -196,7 +195,7 @@ void products() {
       ++turn;
     }
   }
-  // Many chunks, one row that fills several, and blocks that do not fit the caches.
+  // Many chunks, one row of several chunks, and blocks larger than the caches.
   for (const Index k : {1, 9, 33, 70}) products_of_one_shape<T>(700, 900, k, 0.05, 2);
   products_of_one_shape<T>(3, 20000, 20, 0.6, 0);
   products_of_one_shape<T>(20000, 3, 20, 0.6, 0);
@@ -204,9 +203,9 @@ void products() {
   products_of_one_shape<T>(20000, 2, 3, 0.0, 0);
 }
 
-// A value that is not finite reaches its own row and column, and no other.
+// A value that is not finite affects its own row and column only.
 template <class T>
-void what_is_not_finite_stays_where_it_is() {
+void nonfinite_values_do_not_spread() {
   for (const Index k : {3, 40}) {
     Matrix<double> mask = Matrix<double>::Zero(6, 30);
     mask.row(2).setOnes();
@@ -260,7 +259,7 @@ void product_sizes_are_checked() {
 }
 
 template <class T>
-void masked() {
+void masked_residual_matches_reference() {
   const std::vector<Index> sizes{0, 1, 2, 5, 13, 31, 97};
   std::size_t turn = 0;
   std::vector<std::pair<Index, Index>> shapes{{300, 500}, {2, 9000}, {9000, 2}};
@@ -292,17 +291,17 @@ void masked() {
       CHECK(got == first);
       CHECK_NEAR(got, loss, check::tolerance<double>(m * n) * loss);
       CHECK(distance(error.value(), wanted) == 0.0);
-      CHECK(error.intact() && from.intact() && distance(from.value(), w) == 0.0);
+      CHECK(error.is_intact() && from.is_intact() && distance(from.value(), w) == 0.0);
     }
   }
 }
 
 template <class T>
-void measured() {
+void measured_residual_matches_reference() {
   struct Size {
     Index q, m, n;
   };
-  // The last ones make up several chunks, of which some have no measurement.
+  // The last ones have several chunks, some of them without measurements.
   const std::vector<Size> sizes{{0, 3, 4},     {1, 3, 4},     {1, 1, 1},    {7, 5, 6},
                                 {3, 0, 5},     {40, 13, 17},  {0, 0, 0},    {300, 40, 50},
                                 {3, 300, 301}, {9, 150, 170}, {1, 400, 500}};
@@ -343,14 +342,14 @@ void measured() {
         check_sums(error, wanted, size);
         CHECK_NEAR(got, loss, 8.0 * epsilon<T> * loss_size);
       }
-      CHECK(operators.intact());
+      CHECK(operators.is_intact());
     }
   }
 }
 
-// Entries as a caller gives them.
+// Entries as (row, column, value) triplets.
 template <class T>
-struct Given {
+struct EntryList {
   std::vector<std::int64_t> row, col;
   std::vector<T> value;
 
@@ -370,27 +369,27 @@ struct Given {
 };
 
 template <class T>
-void sorting() {
+void sorting_matches_reference() {
   const std::vector<Index> sizes{0, 1, 2, 5, 13, 97};
   for (const Index m : sizes) {
     for (const Index n : sizes) {
       for (const double density : {0.0, 0.2, 1.0}) {
         const Matrix<double> mask = random_mask(m, n, density), all = random_matrix<double>(m, n);
         const Observed<T> wanted(mask, all);
-        std::vector<Index> places;
+        std::vector<Index> positions;
         for (Index e = 0; e < mask.size(); ++e) {
-          if (mask.data()[e] != 0.0) places.push_back(e);
+          if (mask.data()[e] != 0.0) positions.push_back(e);
         }
-        std::shuffle(places.begin(), places.end(), check::generator());
-        Given<T> given;
-        for (const Index e : places) given.add(e / n, e % n, all.data()[e]);
+        std::shuffle(positions.begin(), positions.end(), check::generator());
+        EntryList<T> entries;
+        for (const Index e : positions) entries.add(e / n, e % n, all.data()[e]);
         Order<T> rows, columns;
-        CHECK(given.sort(m, n, rows) == -1);
+        CHECK(entries.sort(m, n, rows) == -1);
         CHECK(rows == wanted.rows);
         columns.cols = m;
         columns.start.assign(static_cast<std::size_t>(n) + 1, -1);
-        columns.index.assign(places.size(), -1);
-        columns.values.assign(places.size(), T(-1));
+        columns.index.assign(positions.size(), -1);
+        columns.values.assign(positions.size(), T(-1));
         transpose_entries<T>(rows.view(), as_array(columns.start), as_array(columns.index),
                              as_array(columns.values));
         CHECK(columns == wanted.columns);
@@ -399,42 +398,42 @@ void sorting() {
   }
 }
 
-// The first entry at fault is named, whatever its fault.
+// Reports the first invalid entry, for every kind of error.
 template <class T>
-void sorting_finds_bad_entries() {
+void sorting_rejects_invalid_entries() {
   const Index m = 9, n = 11;
   const std::int64_t most = std::numeric_limits<std::int64_t>::max();
   const std::pair<std::int64_t, std::int64_t> outside[] = {
       {-1, 0}, {m, 0}, {0, -1}, {0, n}, {most, 0}, {0, most}, {-most, -most}, {m, n}};
   Order<T> out;
   for (int trial = 0; trial < 200; ++trial) {
-    std::vector<Index> places(m * n);
-    std::iota(places.begin(), places.end(), 0);
-    std::shuffle(places.begin(), places.end(), check::generator());
+    std::vector<Index> positions(m * n);
+    std::iota(positions.begin(), positions.end(), 0);
+    std::shuffle(positions.begin(), positions.end(), check::generator());
     const Index length = 2 + check::pick(m * n - 2);
-    Given<T> given;
-    for (Index e = 0; e < length; ++e) given.add(places[e] / n, places[e] % n, 1.0);
-    CHECK(given.sort(m, n, out) == -1);
+    EntryList<T> entries;
+    for (Index e = 0; e < length; ++e) entries.add(positions[e] / n, positions[e] % n, 1.0);
+    CHECK(entries.sort(m, n, out) == -1);
     Index wanted = -1;
     for (int fault = 0; fault <= trial % 4; ++fault) {
       const Index at = 1 + check::pick(length - 1);
       const Index of = check::pick(2) == 0 ? check::pick(at) : -1;
       if (of >= 0) {
-        given.row[at] = given.row[of];
-        given.col[at] = given.col[of];
+        entries.row[at] = entries.row[of];
+        entries.col[at] = entries.col[of];
       } else {
-        std::tie(given.row[at], given.col[at]) = outside[check::pick(8)];
+        std::tie(entries.row[at], entries.col[at]) = outside[check::pick(8)];
       }
     }
     std::set<std::pair<std::int64_t, std::int64_t>> seen;
     for (Index e = 0; e < length && wanted < 0; ++e) {
-      const auto i = given.row[e], j = given.col[e];
+      const auto i = entries.row[e], j = entries.col[e];
       const bool inside = i >= 0 && i < m && j >= 0 && j < n;
       if (!inside || !seen.emplace(i, j).second) wanted = e;
     }
-    CHECK(given.sort(m, n, out) == wanted);
+    CHECK(entries.sort(m, n, out) == wanted);
   }
-  Given<T> nothing;
+  EntryList<T> empty_list;
   const Index beyond = Index(1) << 31;
   // Arrays of other sizes, in and out.
   std::vector<std::int64_t> three(3), two(2);
@@ -452,30 +451,30 @@ void sorting_finds_bad_entries() {
        {std::pair<Index, Index>{-1, 1}, {1, -1}, {beyond, 1}, {1, beyond}}) {
     CHECK_THROWS(sort_entries<T>({}, {}, {}, rows, cols, as_array(three), {}, {}), ShapeError);
   }
-  CHECK(nothing.sort(0, 0, out) == -1 && out.start[0] == 0);
-  CHECK(nothing.sort(2, 0, out) == -1 && out.start[2] == 0);
-  Given<T> one;
-  one.add(0, 0, 1.0);
-  CHECK(one.sort(0, 0, out) == 0);
-  CHECK(one.sort(1, 0, out) == 0);
+  CHECK(empty_list.sort(0, 0, out) == -1 && out.start[0] == 0);
+  CHECK(empty_list.sort(2, 0, out) == -1 && out.start[2] == 0);
+  EntryList<T> single;
+  single.add(0, 0, 1.0);
+  CHECK(single.sort(0, 0, out) == 0);
+  CHECK(single.sort(1, 0, out) == 0);
 }
 
 template <class T>
-void damage_is_found() {
+void invalid_entries_are_rejected() {
   Matrix<double> mask(3, 4);
   mask << 1, 0, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1;
   const Observed<T> good(mask, mask);
   check_entries(good.view());
-  const auto damaged = [&](const auto& harm) {
+  const auto check_rejected = [&](const auto& damage) {
     for (const bool of_rows : {true, false}) {
       Observed<T> bad = good;
       ObservedEntries<T> entries = bad.view();
-      harm(of_rows ? bad.rows : bad.columns, of_rows ? entries.by_rows : entries.by_columns);
+      damage(of_rows ? bad.rows : bad.columns, of_rows ? entries.by_rows : entries.by_columns);
       CHECK_THROWS(check_entries(entries), std::invalid_argument);
       std::vector<std::int64_t> start(10);
       std::vector<std::int32_t> index(10);
       std::vector<T> values(10);
-      // Some harm shows only in the other order.
+      // Some damage is visible in the other order only.
       try {
         transpose_entries<T>(entries.by_rows, as_array(start), as_array(index), as_array(values));
       } catch (const std::invalid_argument&) {
@@ -484,36 +483,36 @@ void damage_is_found() {
   };
   using O = Order<T>;
   using S = SparseRows<T>;
-  damaged([](O& o, S&) { o.start[0] = 1; });
-  damaged([](O& o, S&) { o.start[0] = -1; });
-  damaged([](O& o, S&) { o.start.back() += 1; });
-  damaged([](O& o, S&) { o.start.back() -= 1; });
-  damaged([](O& o, S&) { o.start[1] = 100; });
-  damaged([](O& o, S&) { o.start[1] = -3; });
-  damaged([](O& o, S&) { o.start[2] = o.start[1] - 1; });
-  damaged([](O& o, S&) { o.start[1] = std::numeric_limits<std::int64_t>::max(); });
-  damaged([](O& o, S&) { o.start[1] = std::numeric_limits<std::int64_t>::min(); });
-  damaged([](O& o, S&) { o.index[0] = -1; });
-  damaged([](O& o, S& s) { o.index[2] = static_cast<std::int32_t>(s.cols); });
-  damaged([](O& o, S&) { o.index.back() = std::numeric_limits<std::int32_t>::max(); });
-  damaged([](O& o, S&) { o.index.back() = std::numeric_limits<std::int32_t>::min(); });
-  damaged([](O&, S& s) { s.size -= 1; });
-  damaged([](O&, S& s) { s.size = -1; });
-  damaged([](O&, S& s) { s.rows -= 1; });
-  damaged([](O&, S& s) { s.rows = -1; });
-  damaged([](O&, S& s) { s.cols += 1; });
-  damaged([](O&, S& s) { s.cols -= 1; });
-  damaged([](O&, S& s) { s.cols = -1; });
-  damaged([](O&, S& s) { s.start = nullptr; });
-  damaged([](O&, S& s) { s.index = nullptr; });
-  damaged([](O&, S& s) { s.values = nullptr; });
+  check_rejected([](O& o, S&) { o.start[0] = 1; });
+  check_rejected([](O& o, S&) { o.start[0] = -1; });
+  check_rejected([](O& o, S&) { o.start.back() += 1; });
+  check_rejected([](O& o, S&) { o.start.back() -= 1; });
+  check_rejected([](O& o, S&) { o.start[1] = 100; });
+  check_rejected([](O& o, S&) { o.start[1] = -3; });
+  check_rejected([](O& o, S&) { o.start[2] = o.start[1] - 1; });
+  check_rejected([](O& o, S&) { o.start[1] = std::numeric_limits<std::int64_t>::max(); });
+  check_rejected([](O& o, S&) { o.start[1] = std::numeric_limits<std::int64_t>::min(); });
+  check_rejected([](O& o, S&) { o.index[0] = -1; });
+  check_rejected([](O& o, S& s) { o.index[2] = static_cast<std::int32_t>(s.cols); });
+  check_rejected([](O& o, S&) { o.index.back() = std::numeric_limits<std::int32_t>::max(); });
+  check_rejected([](O& o, S&) { o.index.back() = std::numeric_limits<std::int32_t>::min(); });
+  check_rejected([](O&, S& s) { s.size -= 1; });
+  check_rejected([](O&, S& s) { s.size = -1; });
+  check_rejected([](O&, S& s) { s.rows -= 1; });
+  check_rejected([](O&, S& s) { s.rows = -1; });
+  check_rejected([](O&, S& s) { s.cols += 1; });
+  check_rejected([](O&, S& s) { s.cols -= 1; });
+  check_rejected([](O&, S& s) { s.cols = -1; });
+  check_rejected([](O&, S& s) { s.start = nullptr; });
+  check_rejected([](O&, S& s) { s.index = nullptr; });
+  check_rejected([](O&, S& s) { s.values = nullptr; });
   // More entries in one order than in the other.
   ObservedEntries<T> uneven = good.view();
   mask(1, 1) = 1.0;
   const Observed<T> more(mask, mask);
   uneven.by_columns = more.columns.view();
   CHECK_THROWS(check_entries(uneven), ShapeError);
-  // Wider than indices reach.
+  // More columns than 32-bit indices can address.
   const std::vector<std::int64_t> zeros(2);
   S wide;
   wide.rows = 1;
@@ -527,15 +526,15 @@ void damage_is_found() {
   wide.cols = 2;
   wide.rows = 1;
   CHECK_THROWS(transpose_entries<T>(wide, as_array(start), {}, {}), ShapeError);
-  // Nothing at all is in order.
+  // An empty matrix is valid.
   const Observed<T> empty(Matrix<double>(0, 0), Matrix<double>(0, 0));
   check_entries(empty.view());
 }
 
-// What a network learns: a matrix as a whole, entries of it, or measurements.
+// A training problem: a full matrix, entries of it, or measurements.
 struct Problem {
   Widths widths;
-  Matrix<double> target;     // Phi where the mask is not empty, or the whole of it
+  Matrix<double> target;     // Phi; with a mask only its observed entries count
   Matrix<double> mask;       // empty: no observed entries
   Matrix<double> operators;  // empty: no measurements
   Matrix<double> measured;
@@ -557,7 +556,7 @@ struct Problem {
   void observe(double density) { mask = random_mask(d_out(), d_in(), density); }
   void measure(Index q) {
     measures = true;
-    // Of a norm near 1: descent with these rates stays where it is stable.
+    // With norm near 1, gradient descent is stable for these rates.
     const double scale = 1.0 / std::sqrt(double(q + d_out() * d_in()));
     operators = random_matrix<double>(q, d_out() * d_in(), scale);
     measured = random_matrix<double>(1, q);
@@ -568,7 +567,7 @@ struct Problem {
   Index d_out() const { return widths.back(); }
 };
 
-// The definition, product by product.
+// Reference implementation by the definition.
 struct Naive {
   const Problem& problem;
   Weights weights, velocity;
@@ -577,13 +576,13 @@ struct Naive {
     for (const auto& w : weights) velocity.push_back(Matrix<double>::Zero(w.rows(), w.cols()));
   }
 
-  // W_{to:from}, layers from 1; the identity where from > to.
+  // Returns W_{to:from}, layers from 1; the identity if from > to.
   Matrix<double> chain(Index to, Index from) const {
     Matrix<double> m = Matrix<double>::Identity(problem.widths[from - 1], problem.widths[from - 1]);
     for (Index l = from; l <= to; ++l) m = (weights[l - 1] * m).eval();
     return m;
   }
-  // The gradient of `squares` / 2 with respect to W_{L:1}.
+  // Returns the gradient of `squares` / 2 with respect to W_{L:1}.
   Matrix<double> error(double* squares = nullptr) const {
     const Matrix<double> m = chain(problem.n_layers(), 1);
     Matrix<double> e = m - problem.target;
@@ -620,7 +619,7 @@ struct Naive {
   }
 };
 
-// The same problem in the precision T, with a stepper on it.
+// The same problem in precision T, with its stepper.
 template <class T>
 struct Fast {
   Matrix<T> target, operators, measured;
@@ -645,7 +644,7 @@ struct Fast {
       measurements = {operators, measured.data()};
       objective.measurements = measurements;
     } else if (p.mask.size() > 0 || p.target.size() == 0) {
-      // An empty matrix has a mask that says nothing of its sides.
+      // An empty matrix has an empty mask, from which its sizes cannot be read.
       observed = Observed<T>(Matrix<double>(p.mask.size() > 0 ? p.mask : p.target), p.target);
       entries = observed.view();
       objective.observed = entries;
@@ -721,7 +720,7 @@ void same_iterates(const Problem& problem, int steps) {
   }
 }
 
-// Which layers stand still: none, each alone, all but each, and all.
+// Sets of frozen layers: none, each alone, all but each, and all.
 std::vector<std::vector<bool>> frozen_sets(std::size_t n) {
   std::vector<std::vector<bool>> sets{std::vector<bool>(n, false)};
   for (std::size_t l = 0; l < n; ++l) {
@@ -767,7 +766,7 @@ void networks_with_observed_entries() {
       }
     }
   }
-  // Every path that a step with observed entries can take.
+  // Every code path of a step with observed entries is covered.
   for (const char* kind : {"sparse, thin, inside", "sparse, wide, inside", "dense, thin, inside",
                            "dense, thin, input", "dense, thin, output", "dense, wide, output"}) {
     CHECK(kinds.count(kind) == 1);
@@ -793,7 +792,7 @@ void networks_with_measurements() {
   }
 }
 
-// Frozen layers beside the whole of the target, small networks included.
+// Frozen layers with the full target, small networks included.
 template <class T>
 void networks_with_frozen_layers() {
   int turn = 0;
@@ -822,7 +821,7 @@ void networks_with_frozen_layers() {
 }
 
 template <class T>
-void large_networks_on_every_team() {
+void results_do_not_depend_on_team() {
   for (const Widths& widths : {Widths{300, 300, 300}, {600, 8, 8, 500}, {200, 70, 200}}) {
     for (const double density : {0.02, 0.5}) {
       Problem problem(widths, true);
@@ -849,7 +848,7 @@ void large_networks_on_every_team() {
   }
 }
 
-// With known singular values: the largest, then at most half of it.
+// Returns a matrix with known singular values: `largest`, then at most half of it.
 Matrix<double> spectral_matrix(Index rows, Index cols, double largest) {
   const Index k = std::min(rows, cols);
   Matrix<double> scaled = check::random_orthonormal(rows, k);
@@ -863,27 +862,27 @@ double rate_of(const Problem& p, const std::vector<double>& s, double loss) {
   const double c = p.loss_scale;
   const double e = adaptive.error_scale * std::sqrt(2.0 * (loss - p.loss_floor) / c);
   const std::size_t n = s.size();
-  double curved = 0.0, bent = 0.0, lambda = 0.0, momentum = 0.0;
+  double gauss_newton = 0.0, residual = 0.0, lambda = 0.0, momentum = 0.0;
   for (std::size_t l = 0; l < n; ++l) {
     const double m = p.rates.learning_rate[l];
     double product = 1.0, row = 0.0;
     for (std::size_t j = 0; j < n; ++j) product *= j == l ? 1.0 : s[j];
-    curved += m * adaptive.curvature[l] * product * product;
+    gauss_newton += m * adaptive.curvature[l] * product * product;
     for (std::size_t k = 0; k < n; ++k) {
       if (k == l) continue;
       double pair = 1.0;
       for (std::size_t j = 0; j < n; ++j) pair *= j == l || j == k ? 1.0 : s[j];
       row += std::sqrt(m * p.rates.learning_rate[k]) * pair * e;
     }
-    bent = std::max(bent, row);
+    residual = std::max(residual, row);
     lambda = std::max(lambda, m * p.rates.weight_decay[l]);
     momentum = std::max(momentum, p.rates.momentum[l]);
   }
-  return (1.0 - momentum) * adaptive.safety / (c * curved + c * bent + lambda);
+  return (1.0 - momentum) * adaptive.safety / (c * gauss_newton + c * residual + lambda);
 }
 
 template <class T>
-void rates_follow_the_weights() {
+void adaptive_rates_match_formula() {
   int turn = 0;
   for (const Widths& widths : networks) {
     if (*std::min_element(widths.begin(), widths.end()) == 0) continue;
@@ -903,11 +902,11 @@ void rates_follow_the_weights() {
       if (turn % 4 == 0 && s.size() > 1) problem.rates.learning_rate[0] = 0.0;
       Naive naive(problem);
       Fast<T> fast(problem, 1);
-      // Neither a look nor a loss moves the weights. The part of the other singular vectors shrinks by
-      // 2^4 with every look, and enters the value by its square.
-      for (int look = 0; look < 15; ++look) fast.descent->evaluate();
+      // Evaluations do not change the weights. Each of them shrinks the components along the other
+      // singular vectors by 2^4, and they enter the value squared.
+      for (int evaluation = 0; evaluation < 15; ++evaluation) fast.descent->evaluate();
       const double wanted = rate_of(problem, s, naive.loss());
-      // Each of its few factors is a norm over a row; of all layers but one, squared.
+      // Each of the few factors is a norm over a row, or its square.
       const double allowed = check::tolerance<T>(90, 2.0 * double(s.size()));
       CHECK_NEAR(fast.descent->rate() / wanted, 1.0, allowed);
       fast.descent->update();
@@ -917,7 +916,7 @@ void rates_follow_the_weights() {
       }
     }
   }
-  // Layers of rank 1 are known after one look, and remain so: descent from a rank-1 start.
+  // For layers of rank 1, a single evaluation gives the exact singular values.
   Problem problem({9, 7, 6, 8}, false);
   for (Index l = 0; l < 3; ++l) {
     problem.weights[l] = random_matrix<double>(problem.widths[l + 1], 1) *
@@ -932,8 +931,8 @@ void rates_follow_the_weights() {
   CHECK_NEAR(fast.descent->rate() / rate_of(problem, s, loss), 1.0, check::tolerance<T>(10, 6.0));
 }
 
-// Safety 1 is half of what is stable: no step goes up, and descent gets somewhere.
-void losses_fall() {
+// Safety 1 is half of the stability limit: the loss never rises, and descent makes progress.
+void adaptive_rates_never_raise_the_loss() {
   for (const bool measures : {false, true}) {
     for (const Widths& widths : {Widths{20, 20, 20}, {20, 3, 3, 20}, {15, 20, 20, 12}, {6, 5}}) {
       Problem problem(widths, false);
@@ -943,7 +942,7 @@ void losses_fall() {
         problem.observe(0.3);
       }
       problem.rates.weight_decay.assign(problem.weights.size(), 0.0);
-      // The norm of B is the bound on what measurements bend and on their gradient.
+      // The norm of B bounds the curvature of the measurements and their gradient.
       const double norm = measures ? problem.operators.norm() : 1.0;
       problem.rates.adaptive = {1.0, std::vector<double>(problem.weights.size(), norm * norm),
                                 norm};
@@ -963,7 +962,7 @@ void losses_fall() {
   }
 }
 
-void nothing_bends() {
+void zero_sharpness_gives_rate_zero() {
   Problem problem({4, 4, 4, 4}, true);
   for (auto& w : problem.weights) w.setZero();
   problem.rates.weight_decay.assign(3, 0.0);
@@ -1035,19 +1034,19 @@ void descent_checks_its_observations() {
 
 template <class T>
 void both_precisions() {
-  products<T>();
-  what_is_not_finite_stays_where_it_is<T>();
+  products_match_reference<T>();
+  nonfinite_values_do_not_spread<T>();
   product_sizes_are_checked<T>();
-  masked<T>();
-  measured<T>();
-  sorting<T>();
-  sorting_finds_bad_entries<T>();
-  damage_is_found<T>();
+  masked_residual_matches_reference<T>();
+  measured_residual_matches_reference<T>();
+  sorting_matches_reference<T>();
+  sorting_rejects_invalid_entries<T>();
+  invalid_entries_are_rejected<T>();
   networks_with_observed_entries<T>();
   networks_with_measurements<T>();
   networks_with_frozen_layers<T>();
-  large_networks_on_every_team<T>();
-  rates_follow_the_weights<T>();
+  results_do_not_depend_on_team<T>();
+  adaptive_rates_match_formula<T>();
 }
 
 }  // namespace
@@ -1055,8 +1054,8 @@ void both_precisions() {
 int main() {
   both_precisions<double>();
   both_precisions<float>();
-  losses_fall();
-  nothing_bends();
+  adaptive_rates_never_raise_the_loss();
+  zero_sharpness_gives_rate_zero();
   descent_checks_its_observations();
   return check::result();
 }

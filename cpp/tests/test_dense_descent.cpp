@@ -31,7 +31,7 @@ struct Problem {
   Problem(Widths w, bool with_gram, bool with_momentum) : widths(std::move(w)) {
     const Index d_in = widths.front(), d_out = widths.back();
     if (with_gram) {
-      // An S of less than full rank where there is room for it, near a projector.
+      // A rank-deficient S near a projector, if it is large enough.
       const Index rank = d_in > 4 ? d_in - 3 : d_in;
       input_factor = Matrix<double>::Identity(d_in, rank) +
                      random_matrix<double>(d_in, rank, 0.5 / std::sqrt(double(d_in)));
@@ -53,7 +53,7 @@ struct Problem {
   Index n_layers() const { return static_cast<Index>(weights.size()); }
 };
 
-// The definition, product by product.
+// Reference implementation by the definition.
 struct Naive {
   const Problem& problem;
   Weights weights, velocity;
@@ -62,7 +62,7 @@ struct Naive {
     for (const auto& w : weights) velocity.push_back(Matrix<double>::Zero(w.rows(), w.cols()));
   }
 
-  // W_{to:from}, layers from 1; the identity where from > to.
+  // Returns W_{to:from}, layers from 1; the identity if from > to.
   Matrix<double> chain(Index to, Index from) const {
     Matrix<double> m = Matrix<double>::Identity(problem.widths[from - 1], problem.widths[from - 1]);
     for (Index l = from; l <= to; ++l) m = (weights[l - 1] * m).eval();
@@ -94,7 +94,7 @@ struct Naive {
   }
 };
 
-// The same problem in the precision T, with a stepper on it.
+// The same problem in precision T, with its stepper.
 template <class T>
 struct Fast {
   Matrix<T> target, input_gram, input_factor, factor_target;
@@ -133,8 +133,8 @@ const std::vector<Widths> networks{
     {2, 7, 8, 9},  // thin input
     {8, 3, 9},     // hourglass
     {12, 7, 3, 8, 11},
-    {12, 3, 8, 9, 10},  // a bottleneck beside the input
-    {12, 9, 8, 3, 10},  // a bottleneck beside the output
+    {12, 3, 8, 9, 10},  // a bottleneck after the input layer
+    {12, 9, 8, 3, 10},  // a bottleneck before the output layer
     {3, 9, 4},          // bulge
     {5, 12, 13, 12, 6},
     {1, 1, 1},
@@ -172,7 +172,7 @@ void same_iterates() {
     const int steps = widest > 60 ? 4 : 12;
     for (int variant = 0; variant < 4; ++variant) {
       const Problem problem(widths, variant % 2 == 1, variant / 2 == 1);
-      // Narrow networks both ways: in the small copy, where it pays, and in place.
+      // Narrow networks with both kernels: in the padded copy, if it is used, and in place.
       for (const auto& [n_threads, small] : {std::pair(1, 32), {1, 0}, {2, 0}, {7, 0}}) {
         Naive naive(problem);
         Fast<T> fast(problem, n_threads, small);
@@ -194,18 +194,18 @@ void same_iterates() {
   }
 }
 
-void gradient_is_the_derivative_of_the_loss() {
+void gradients_match_finite_differences() {
   for (const Widths& widths : networks) {
     if (*std::max_element(widths.begin(), widths.end()) > 20) continue;
     for (const bool with_gram : {false, true}) {
       Problem problem(widths, with_gram, false);
-      // With rate 1 and no decay a step is the gradient itself.
+      // With rate 1 and no decay, a step is the gradient itself.
       for (auto& r : problem.rates.learning_rate) r = 1.0;
       for (auto& d : problem.rates.weight_decay) d = 0.0;
-      Fast<double> moved(problem, 1), fast(problem, 1, 0);
-      moved.descent->evaluate();
-      moved.descent->update();
-      moved.descent->weights();
+      Fast<double> stepped(problem, 1), fast(problem, 1, 0);
+      stepped.descent->evaluate();
+      stepped.descent->update();
+      stepped.descent->weights();
       for (std::size_t l = 0; l < fast.weights.size(); ++l) {
         Matrix<double>& w = fast.weights[l];
         for (Index e = 0; e < w.size(); e += 1 + w.size() / 10) {
@@ -216,16 +216,16 @@ void gradient_is_the_derivative_of_the_loss() {
           const double below = fast.descent->evaluate();
           w.data()[e] = old;
           // Truncation h^2 and rounding eps / h, both near 1e-10, times a loss of order 10.
-          CHECK_NEAR(old - moved.weights[l].data()[e], (above - below) / (2 * h), 1e-7);
+          CHECK_NEAR(old - stepped.weights[l].data()[e], (above - below) / (2 * h), 1e-7);
         }
       }
     }
   }
 }
 
-// In any precision and on any team, with weights that nobody may write.
+// In both precisions and on any team, with read-only weights.
 template <class T>
-void gradients_of_all_layers() {
+void compute_gradients_matches_reference() {
   for (const Widths& widths : networks) {
     const int failures = check::failures;
     for (const bool with_gram : {false, true}) {
@@ -271,7 +271,7 @@ void gradients_of_all_layers() {
   CHECK_THROWS(call({a, b}), ShapeError);
 }
 
-void pivots() {
+void pivots_are_cheapest() {
   std::set<std::string> kinds;
   for (const Widths& widths : networks) {
     const Index n_layers = static_cast<Index>(widths.size()) - 1;
@@ -283,14 +283,14 @@ void pivots() {
                                              : "inside") +
                  (widths[p] <= thin_limit ? ", thin" : ""));
   }
-  CHECK(kinds.size() == 6);  // every path is among the networks above
+  CHECK(kinds.size() == 6);  // the networks above cover every path
   for (Index p = 0; p <= 3; ++p) CHECK(step_flops({9, 9, 9, 9}, p) == 6.0 * 2 * 9 * 9 * 9);
   CHECK(best_pivot({9, 9, 9, 9}) == 3);
   CHECK(best_pivot({9, 9, 9, 2}) == 3);
   CHECK(best_pivot({2, 9, 9, 9}) == 0);
-  CHECK(best_pivot({9, 2, 9, 9}) == 1);  // as costly as 3, and thin
+  CHECK(best_pivot({9, 2, 9, 9}) == 1);  // same cost as 3, and thin
   CHECK(best_pivot({9, 2, 9}) == 1);
-  // 6 flops per entry of W_1 and row, as the documentation counts them.
+  // 6 flops per entry of W_1 and row, as documented.
   CHECK(step_flops({2048, 2048, 2048, 10}, 3) == 6.0 * 10 * 2 * 2048 * 2048);
   CHECK_THROWS(best_pivot({}), ShapeError);
   CHECK_THROWS(best_pivot({4}), ShapeError);
@@ -300,15 +300,15 @@ void pivots() {
 
 // The result of a step does not depend on the team.
 template <class T>
-void large_layers_on_every_team() {
+void results_do_not_depend_on_team() {
   for (const Widths& widths : {Widths{300, 300, 7}, Widths{7, 300, 300}, Widths{300, 7, 300},
                                Widths{300, 1, 300}, Widths{300, 200, 300}, Widths{129, 300, 259}}) {
     const Problem problem(widths, false, true);
-    Fast<T> one(problem, 1);
+    Fast<T> single(problem, 1);
     double loss = 0.0;
     for (int t = 0; t < 3; ++t) {
-      loss = one.descent->evaluate();
-      one.descent->update();
+      loss = single.descent->evaluate();
+      single.descent->update();
     }
     for (const int n_threads : {0, 2, 3, 7}) {
       Fast<T> many(problem, n_threads);
@@ -318,14 +318,14 @@ void large_layers_on_every_team() {
         many.descent->update();
       }
       CHECK(same == loss);
-      for (std::size_t l = 0; l < one.weights.size(); ++l) {
-        CHECK(one.weights[l] == many.weights[l]);
+      for (std::size_t l = 0; l < single.weights.size(); ++l) {
+        CHECK(single.weights[l] == many.weights[l]);
       }
     }
   }
 }
 
-void layer_that_grew_most() {
+void finds_the_layer_that_diverged() {
   const Problem problem({3, 4, 5, 2}, false, false);
   Fast<double> fast(problem, 1, 0);
   fast.weights[1](2, 2) = -50.0;
@@ -335,10 +335,10 @@ void layer_that_grew_most() {
   CHECK(!std::isfinite(fast.descent->evaluate()));
 }
 
-void recorder() {
+void recorder_stores_records() {
   const Problem problem({5, 4, 3}, false, false);
   Fast<double> fast(problem, 1);
-  const Index kept[] = {2, 3};
+  const Index n_values[] = {2, 3};
   std::vector<double> values[2], left[2], right[2], snapshots[2];
   std::vector<double> errors[2], signs[2], tracking[2];
   std::vector<std::int64_t> branches[2], clusters[2];
@@ -346,21 +346,21 @@ void recorder() {
   DenseRecords<double> records;
   for (int l = 0; l < 2; ++l) {
     const Matrix<double>& w = fast.weights[l];
-    values[l].resize(3 * kept[l]);
-    left[l].resize(3 * w.rows() * kept[l]);
-    right[l].resize(3 * w.cols() * kept[l]);
+    values[l].resize(3 * n_values[l]);
+    left[l].resize(3 * w.rows() * n_values[l]);
+    right[l].resize(3 * w.cols() * n_values[l]);
     snapshots[l].resize(2 * w.size());
-    for (auto* list : {&errors[l], &signs[l]}) list->resize(3 * kept[l]);
-    for (auto* list : {&branches[l], &clusters[l]}) list->resize(3 * kept[l]);
+    for (auto* list : {&errors[l], &signs[l]}) list->resize(3 * n_values[l]);
+    for (auto* list : {&branches[l], &clusters[l]}) list->resize(3 * n_values[l]);
     tracking[l].resize(3 * n_tracking_columns);
-    records.values.push_back({values[l].data(), {3, kept[l]}});
-    records.errors.push_back({errors[l].data(), {3, kept[l]}});
-    records.signs.push_back({signs[l].data(), {3, kept[l]}});
-    records.branches.push_back({branches[l].data(), {3, kept[l]}});
-    records.clusters.push_back({clusters[l].data(), {3, kept[l]}});
+    records.values.push_back({values[l].data(), {3, n_values[l]}});
+    records.errors.push_back({errors[l].data(), {3, n_values[l]}});
+    records.signs.push_back({signs[l].data(), {3, n_values[l]}});
+    records.branches.push_back({branches[l].data(), {3, n_values[l]}});
+    records.clusters.push_back({clusters[l].data(), {3, n_values[l]}});
     records.tracking.push_back({tracking[l].data(), {3, n_tracking_columns}});
-    records.left.push_back({left[l].data(), {3, w.rows(), kept[l]}});
-    records.right.push_back({right[l].data(), {3, w.cols(), kept[l]}});
+    records.left.push_back({left[l].data(), {3, w.rows(), n_values[l]}});
+    records.right.push_back({right[l].data(), {3, w.cols(), n_values[l]}});
     records.snapshots.push_back({snapshots[l].data(), {2, w.rows(), w.cols()}});
   }
   records.snapshot_every = 3;
@@ -373,12 +373,12 @@ void recorder() {
                                  problem.rates, schedule, Context{1, nullptr});
   std::vector<double> loss(5);
   std::vector<std::int64_t> steps(3);
-  std::int64_t n_losses = 0, n_done = 0;
+  std::int64_t n_losses = 0, n_recorded = 0;
   Monitor monitor;
-  const Progress progress{loss.data(), steps.data(), &n_losses, &n_done};
+  const Progress progress{loss.data(), steps.data(), &n_losses, &n_recorded};
   const Result result = descend(*fast.descent, recorder, schedule, progress, monitor);
   CHECK(result.outcome == Outcome::finished && result.step == 4);
-  CHECK(n_losses == 5 && n_done == 3 && n_snapshots == 2);
+  CHECK(n_losses == 5 && n_recorded == 3 && n_snapshots == 2);
   CHECK((steps == std::vector<std::int64_t>{0, 3, 4}));
 
   Naive naive(problem);
@@ -387,17 +387,19 @@ void recorder() {
     for (int l = 0; l < 2; ++l) {
       const Matrix<double>& w = naive.weights[l];
       if (t % 3 == 0) {
-        const MatrixRef<double> kept_weight(snapshots[l].data() + t / 3 * w.size(), w.rows(),
-                                            w.cols());
-        CHECK_NEAR(distance(kept_weight.map(), w), 0.0, 1e-13);
+        const MatrixRef<double> snapshot(snapshots[l].data() + t / 3 * w.size(), w.rows(),
+                                         w.cols());
+        CHECK_NEAR(distance(snapshot.map(), w), 0.0, 1e-13);
       }
       const auto record = std::find(steps.begin(), steps.end(), t) - steps.begin();
       if (record == 3) continue;
-      const MatrixRef<double> u(left[l].data() + record * w.rows() * kept[l], w.rows(), kept[l]);
-      const MatrixRef<double> v(right[l].data() + record * w.cols() * kept[l], w.cols(), kept[l]);
+      const MatrixRef<double> u(left[l].data() + record * w.rows() * n_values[l], w.rows(),
+                                n_values[l]);
+      const MatrixRef<double> v(right[l].data() + record * w.cols() * n_values[l], w.cols(),
+                                n_values[l]);
       const Matrix<double> wv = w * v.map();
-      for (Index i = 0; i < kept[l]; ++i) {
-        const double s = values[l][record * kept[l] + i];
+      for (Index i = 0; i < n_values[l]; ++i) {
+        const double s = values[l][record * n_values[l] + i];
         CHECK_NEAR((wv.col(i) - s * u.map().col(i)).norm(), 0.0, 1e-13);
         CHECK_NEAR(u.map().col(i).norm(), 1.0, 1e-13);
       }
@@ -406,15 +408,16 @@ void recorder() {
   }
 }
 
-// What `store` leaves is all there is: a stepper that starts from it takes the same steps, bit for bit.
+// `store` writes the complete state: a stepper that starts from it takes the same steps, bit for
+// bit.
 template <class T>
-void goes_on(const Widths& widths, bool momentum, bool adaptive) {
+void check_resume(const Widths& widths, bool momentum, bool adaptive) {
   Problem p(widths, false, momentum);
   if (adaptive) {
-    AdaptiveRate law;
-    law.safety = 1.5;
-    law.curvature.assign(p.weights.size(), 1.0);
-    p.rates.adaptive = law;
+    AdaptiveRate adaptive_rate;
+    adaptive_rate.safety = 1.5;
+    adaptive_rate.curvature.assign(p.weights.size(), 1.0);
+    p.rates.adaptive = adaptive_rate;
   }
   const auto state_of = [&](std::vector<Matrix<T>>& velocity, std::vector<Matrix<T>>& compensation,
                             std::vector<std::vector<T>>& vectors) {
@@ -447,17 +450,19 @@ void goes_on(const Widths& widths, bool momentum, bool adaptive) {
       first.store();
       weights = fast.weights;
     }
-    // The arrays of the state stay as they were stored.
+    // Further steps do not change the stored state.
     first.update();
   }
   first.store();
   std::vector<Matrix<T>> velocity_end = velocity, compensation_end = compensation, again_velocity,
                          again_compensation;
   std::vector<std::vector<T>> again_vectors;
-  // Once more to the fifth step, for the state as it was there.
+  // Repeat the steps up to the fifth, for the state at that step.
   Fast<T> other(p, 1);
-  const OptimizerState<T> there = state_of(again_velocity, again_compensation, again_vectors);
-  DenseDescent<T> short_run(other.refs(), other.objective, p.rates, Context{1, nullptr}, 32, there);
+  const OptimizerState<T> resumed_state =
+      state_of(again_velocity, again_compensation, again_vectors);
+  DenseDescent<T> short_run(other.refs(), other.objective, p.rates, Context{1, nullptr}, 32,
+                            resumed_state);
   for (int t = 0; t < 4; ++t) {
     short_run.evaluate();
     short_run.update();
@@ -465,7 +470,8 @@ void goes_on(const Widths& widths, bool momentum, bool adaptive) {
   short_run.evaluate();
   short_run.store();
   for (std::size_t l = 0; l < weights.size(); ++l) CHECK(other.weights[l] == weights[l]);
-  DenseDescent<T> second(other.refs(), other.objective, p.rates, Context{1, nullptr}, 32, there);
+  DenseDescent<T> second(other.refs(), other.objective, p.rates, Context{1, nullptr}, 32,
+                         resumed_state);
   for (int t = 4; t < 9; ++t) {
     CHECK(second.evaluate() == losses[static_cast<std::size_t>(t)]);
     second.update();
@@ -477,7 +483,7 @@ void goes_on(const Widths& widths, bool momentum, bool adaptive) {
   }
 }
 
-void runs_go_on() {
+void runs_resume() {
   for (const Widths& widths : {Widths{6, 6, 6, 6},
                                {9, 8, 7, 2},
                                {32, 31, 32},
@@ -486,8 +492,8 @@ void runs_go_on() {
                                {3, 5, 0, 4, 2}}) {
     for (const bool momentum : {false, true}) {
       for (const bool adaptive : {false, true}) {
-        goes_on<double>(widths, momentum, adaptive);
-        goes_on<float>(widths, momentum, adaptive);
+        check_resume<double>(widths, momentum, adaptive);
+        check_resume<float>(widths, momentum, adaptive);
       }
     }
   }
@@ -496,12 +502,12 @@ void runs_go_on() {
   Matrix<double> wrong(3, 3);
   OptimizerState<double> state;
   state.velocity = {wrong, wrong};
-  const auto made = [&] {
+  const auto build = [&] {
     DenseDescent<double>(fast.refs(), fast.objective, p.rates, Context{1, nullptr}, 32, state);
   };
-  CHECK_THROWS(made(), ShapeError);
+  CHECK_THROWS(build(), ShapeError);
   state.velocity.pop_back();
-  CHECK_THROWS(made(), ShapeError);
+  CHECK_THROWS(build(), ShapeError);
 }
 
 void sizes_are_checked() {
@@ -548,15 +554,15 @@ void sizes_are_checked() {
 int main() {
   same_iterates<double>();
   same_iterates<float>();
-  gradient_is_the_derivative_of_the_loss();
-  gradients_of_all_layers<float>();
-  gradients_of_all_layers<double>();
-  pivots();
-  large_layers_on_every_team<double>();
-  large_layers_on_every_team<float>();
-  layer_that_grew_most();
-  recorder();
-  runs_go_on();
+  gradients_match_finite_differences();
+  compute_gradients_matches_reference<float>();
+  compute_gradients_matches_reference<double>();
+  pivots_are_cheapest();
+  results_do_not_depend_on_team<double>();
+  results_do_not_depend_on_team<float>();
+  finds_the_layer_that_diverged();
+  recorder_stores_records();
+  runs_resume();
   sizes_are_checked();
   return check::result();
 }

@@ -36,10 +36,10 @@ class Halving final : public Stepper {
   }
   Index n_layers() const override { return 9; }
   double largest_entry(Index layer) const override { return layer == 6 ? 2.0 : 1.0; }
-  Index steps_per_poll() const override { return breath; }
+  Index steps_per_poll() const override { return poll_interval; }
 
   int pause_ = 0;
-  Index breath = 1;
+  Index poll_interval = 1;
   Index diverges_at = -1;
 
  private:
@@ -47,7 +47,7 @@ class Halving final : public Stepper {
   Index n_updates_ = 0;
 };
 
-class Notes final : public Recorder {
+class StepRecorder final : public Recorder {
  public:
   void record(Index record, Index step) override {
     CHECK(record == static_cast<Index>(steps.size()));
@@ -61,30 +61,30 @@ class Notes final : public Recorder {
   Index n_steps = 0, last_step = -1;
 };
 
-// Records of a run that is flushed: their numbers start again from 0.
-class Flushed final : public Recorder {
+// A recorder that stores nothing. For runs with a flush, whose record numbers restart from 0.
+class NullRecorder final : public Recorder {
  public:
   void record(Index /*record*/, Index /*step*/) override {}
   void after_step(Index /*step*/, double /*loss*/, bool /*last*/) override {}
 };
 
-// Steps of 60 ms that look up halfway.
-class Breathing final : public Stepper {
+// Steps of 60 ms that poll in the middle.
+class PollingStepper final : public Stepper {
  public:
-  explicit Breathing(Monitor& monitor) : monitor_(&monitor) {}
+  explicit PollingStepper(Monitor& monitor) : monitor_(&monitor) {}
   double evaluate() override { return 1.0; }
   void update() override {
-    ++n_begun;
+    ++n_started;
     pause(60);
-    monitor_->breathe();
-    ++n_whole;
+    monitor_->poll();
+    ++n_finished;
   }
   Index n_layers() const override { return 1; }
   double largest_entry(Index /*layer*/) const override { return 1.0; }
-  // Never between two steps.
+  // No polls between two steps.
   Index steps_per_poll() const override { return Index(1) << 40; }
 
-  Index n_begun = 0, n_whole = 0;
+  Index n_started = 0, n_finished = 0;
 
  private:
   Monitor* monitor_;
@@ -94,14 +94,14 @@ struct Run {
   std::vector<double> loss;
   std::vector<std::int64_t> record_steps;
   std::int64_t n_losses = 0, n_records = 0;
-  Notes notes;
+  StepRecorder recorder;
   Result result{};
 
   Run(Stepper& stepper, const Schedule& schedule, Monitor monitor) {
     loss.assign(static_cast<std::size_t>(schedule.steps) + 1, -1.0);
     record_steps.assign(static_cast<std::size_t>(dlnfast::n_records(schedule)), -1);
     const Progress progress{loss.data(), record_steps.data(), &n_losses, &n_records};
-    result = descend(stepper, notes, schedule, progress, monitor);
+    result = descend(stepper, recorder, schedule, progress, monitor);
   }
 };
 
@@ -113,7 +113,7 @@ Schedule schedule(Index steps, Index every, double tolerance = -1.0) {
   return s;
 }
 
-void records_of_a_run() {
+void records_fall_on_the_schedule() {
   for (const auto& [steps, every, wanted] :
        std::vector<std::tuple<Index, Index, std::vector<Index>>>{{0, 1, {0}},
                                                                  {0, 5, {0}},
@@ -124,33 +124,33 @@ void records_of_a_run() {
     Halving stepper;
     const Run run(stepper, schedule(steps, every), Monitor());
     CHECK(run.result.outcome == Outcome::finished && run.result.step == steps);
-    CHECK(run.notes.steps == wanted);
+    CHECK(run.recorder.steps == wanted);
     CHECK(run.n_records == static_cast<Index>(wanted.size()));
     CHECK(run.n_records == n_records(schedule(steps, every)));
     CHECK(std::equal(wanted.begin(), wanted.end(), run.record_steps.begin()));
-    CHECK(run.n_losses == steps + 1 && run.notes.n_steps == steps + 1);
-    CHECK(run.notes.last_step == steps);
+    CHECK(run.n_losses == steps + 1 && run.recorder.n_steps == steps + 1);
+    CHECK(run.recorder.last_step == steps);
     for (Index t = 0; t <= steps; ++t) CHECK(run.loss[t] == std::ldexp(1.0, -int(t)));
   }
   CHECK(n_records(schedule(Index(1) << 40, 3)) == (Index(1) << 40) / 3 + 2);
 }
 
-void ends_of_a_run() {
+void runs_end_as_requested() {
   {
     Halving stepper;  // at or below the tolerance, between two records
     const Run run(stepper, schedule(100, 4, 0.125), Monitor());
     CHECK(run.result.outcome == Outcome::converged && run.result.step == 3);
-    CHECK((run.notes.steps == std::vector<Index>{0, 3}) && run.n_losses == 4);
+    CHECK((run.recorder.steps == std::vector<Index>{0, 3}) && run.n_losses == 4);
   }
   {
     Halving stepper;
     stepper.diverges_at = 5;
     const Run run(stepper, schedule(100, 2), Monitor());
     CHECK(run.result.outcome == Outcome::diverged && run.result.step == 5 && run.result.layer == 7);
-    CHECK((run.notes.steps == std::vector<Index>{0, 2, 4}) && run.n_losses == 5);
+    CHECK((run.recorder.steps == std::vector<Index>{0, 2, 4}) && run.n_losses == 5);
   }
   {
-    Halving stepper;  // the answer `stop`, asked for at records only
+    Halving stepper;  // the answer `stop` counts at records only
     std::vector<Index> asked;
     const Run run(stepper, schedule(100, 3), Monitor([&](Index step, double loss, bool at_record) {
                     if (at_record) asked.push_back(step);
@@ -158,11 +158,11 @@ void ends_of_a_run() {
                     return step >= 5 ? Answer::stop : Answer::go_on;
                   }));
     CHECK(run.result.outcome == Outcome::stopped && run.result.step == 6);
-    CHECK((asked == std::vector<Index>{0, 3, 6}) && run.notes.steps == asked);
-    CHECK(run.n_losses == 7 && run.notes.last_step == -1);
+    CHECK((asked == std::vector<Index>{0, 3, 6}) && run.recorder.steps == asked);
+    CHECK(run.n_losses == 7 && run.recorder.last_step == -1);
   }
   {
-    Halving stepper;  // the last record has nothing left to stop
+    Halving stepper;  // `stop` at the last record has no effect
     const Run run(stepper, schedule(3, 3), Monitor([](Index step, double, bool) {
                     return step == 3 ? Answer::stop : Answer::go_on;
                   }));
@@ -173,22 +173,22 @@ void ends_of_a_run() {
     Schedule s = schedule(steps, every);
     std::int64_t n = 0;
     double loss = 0.0;
-    Notes notes;
+    StepRecorder recorder;
     Monitor monitor;
-    descend(stepper, notes, s, Progress{&loss, &n, &n, &n}, monitor);
+    descend(stepper, recorder, s, Progress{&loss, &n, &n, &n}, monitor);
   };
   CHECK_THROWS(bad(-1, 1), std::invalid_argument);
   CHECK_THROWS(bad(1, 0), std::invalid_argument);
   CHECK_THROWS(n_records(schedule(1, 0)), std::invalid_argument);
 }
 
-void interruptions() {
-  // Between records, on the clock; what is known so far stays readable.
-  for (const Index breath : {1, 4}) {
+void interrupts_leave_readable_losses() {
+  // Between records, by time; the losses so far remain readable.
+  for (const Index poll_interval : {1, 4}) {
     Halving stepper;
     stepper.pause_ = 10;
-    stepper.breath = breath;
-    Notes notes;
+    stepper.poll_interval = poll_interval;
+    StepRecorder recorder;
     std::vector<double> loss(1001);
     std::vector<std::int64_t> steps(2);
     std::int64_t n_losses = 0, n_done = 0;
@@ -198,12 +198,12 @@ void interruptions() {
       return ++asked == 3 ? Answer::abort : Answer::stop;  // `stop` counts at records only
     });
     const Progress progress{loss.data(), steps.data(), &n_losses, &n_done};
-    CHECK_THROWS(descend(stepper, notes, schedule(1000, 1000), progress, monitor), Interrupted);
+    CHECK_THROWS(descend(stepper, recorder, schedule(1000, 1000), progress, monitor), Interrupted);
     CHECK(asked == 3 && n_done == 1);
     CHECK(n_losses >= 3 && n_losses < 200);
     CHECK(loss[n_losses - 1] == std::ldexp(1.0, 1 - int(n_losses)));
   }
-  // At a record, and with an exception of the caller's own.
+  // At a record, and with an exception thrown by the caller.
   Halving stepper;
   CHECK_THROWS(Run(stepper, schedule(9, 1), Monitor([](Index step, double, bool) {
                      return step == 2 ? Answer::abort : Answer::go_on;
@@ -214,8 +214,8 @@ void interruptions() {
                std::out_of_range);
 }
 
-// A run whose caller takes away what was recorded, from whatever step it begins at.
-void flushed_runs() {
+// Flushes move the records out of the buffers, from any first step.
+void flushes_fall_on_the_schedule() {
   for (const Index first : {0, 5, 6, 11}) {
     for (const Index every : {1, 4, 11, 50}) {
       Halving stepper;
@@ -224,21 +224,21 @@ void flushed_runs() {
       s.flush_every = every;
       std::vector<double> loss(static_cast<std::size_t>(n_losses(s)), -1.0), losses;
       std::vector<std::int64_t> steps(static_cast<std::size_t>(n_records(s)), -1), all_steps;
-      std::int64_t n_kept = 0, n_recorded = 0, between = 0;
-      const Progress progress{loss.data(), steps.data(), &n_kept, &n_recorded,
+      std::int64_t n_losses_stored = 0, n_recorded = 0, between = 0;
+      const Progress progress{loss.data(), steps.data(), &n_losses_stored, &n_recorded,
                               nullptr,     nullptr,      &between};
       std::vector<Index> flushed;
-      const auto take = [&](Index step) {
+      const auto flush = [&](Index step) {
         flushed.push_back(step);
-        losses.insert(losses.end(), loss.begin(), loss.begin() + n_kept);
+        losses.insert(losses.end(), loss.begin(), loss.begin() + n_losses_stored);
         all_steps.insert(all_steps.end(), steps.begin(), steps.begin() + n_recorded);
-        n_kept = n_recorded = 0;
+        n_losses_stored = n_recorded = 0;
       };
-      Monitor monitor({}, take);
-      Flushed notes;
-      const Result result = descend(stepper, notes, s, progress, monitor);
+      Monitor monitor({}, flush);
+      NullRecorder recorder;
+      const Result result = descend(stepper, recorder, s, progress, monitor);
       CHECK(result.outcome == Outcome::finished && result.step == 11 && between == 1);
-      take(11);
+      flush(11);
       std::vector<Index> wanted_flushes;
       for (Index t = first + 1; t < 11; ++t) {
         if (t % every == 0) wanted_flushes.push_back(t);
@@ -262,64 +262,65 @@ void flushed_runs() {
   s.first = 0;
   s.flush_every = -1;
   CHECK_THROWS(n_records(s), std::invalid_argument);
-  // Somebody who takes nothing away is found out before anything is written beyond the arrays.
+  // A flush that does not empty the buffers is detected before anything is written beyond them.
   s.flush_every = 2;
   Halving stepper;
-  Flushed notes;
+  NullRecorder recorder;
   std::vector<double> loss(static_cast<std::size_t>(n_losses(s)));
   std::vector<std::int64_t> steps(static_cast<std::size_t>(n_records(s)));
-  std::int64_t n_kept = 0, n_recorded = 0;
-  Monitor idle({}, [](Index) {});
+  std::int64_t n_losses_stored = 0, n_recorded = 0;
+  Monitor not_flushing({}, [](Index) {});
   CHECK_THROWS(
-      descend(stepper, notes, s, Progress{loss.data(), steps.data(), &n_kept, &n_recorded}, idle),
+      descend(stepper, recorder, s,
+              Progress{loss.data(), steps.data(), &n_losses_stored, &n_recorded}, not_flushing),
       std::logic_error);
 }
 
-// With a flush, what is thrown inside a step comes out after it.
-void interruptions_wait_for_whole_steps() {
+// With a flush callback, an exception inside a step is thrown after that step.
+void interrupts_wait_for_whole_steps() {
   for (const bool flushes : {false, true}) {
     Monitor monitor;
-    Breathing stepper(monitor);
+    PollingStepper stepper(monitor);
     Schedule s = schedule(1000, 1000);
     s.flush_every = flushes ? 1000 : 0;
     std::vector<double> loss(1001);
     std::vector<std::int64_t> steps(3);
-    std::int64_t n_kept = 0, n_recorded = 0, between = 0;
-    const Progress progress{loss.data(), steps.data(), &n_kept, &n_recorded,
+    std::int64_t n_losses_stored = 0, n_recorded = 0, between = 0;
+    const Progress progress{loss.data(), steps.data(), &n_losses_stored, &n_recorded,
                             nullptr,     nullptr,      &between};
     const auto ask = [](Index, double, bool at_record) -> Answer {
       if (at_record) return Answer::go_on;
       throw std::out_of_range("mine");
     };
     monitor = Monitor(ask, flushes ? Monitor::Flush([](Index) {}) : Monitor::Flush());
-    Flushed notes;
-    CHECK_THROWS(descend(stepper, notes, s, progress, monitor), std::out_of_range);
+    NullRecorder recorder;
+    CHECK_THROWS(descend(stepper, recorder, s, progress, monitor), std::out_of_range);
     CHECK(between == (flushes ? 1 : 0));
-    CHECK(stepper.n_whole == stepper.n_begun - (flushes ? 0 : 1));
-    CHECK(n_kept == stepper.n_whole + 1);
+    CHECK(stepper.n_finished == stepper.n_started - (flushes ? 0 : 1));
+    CHECK(n_losses_stored == stepper.n_finished + 1);
   }
 }
 
-void not_asked_too_often() {
+void polls_respect_the_interval() {
   int asked = 0;
   Monitor monitor([&](Index, double, bool) {
     ++asked;
     return Answer::go_on;
   });
   const auto start = std::chrono::steady_clock::now();
-  for (int i = 0; i < 1000; ++i) monitor.breathe();
+  for (int i = 0; i < 1000; ++i) monitor.poll();
   pause(60);
-  monitor.breathe();
+  monitor.poll();
   const auto elapsed = std::chrono::steady_clock::now() - start;
   CHECK(asked >= 1 && asked <= 1 + elapsed / std::chrono::milliseconds(50));
-  Monitor silent;
-  silent.breathe();
-  CHECK(silent.at_step(0, 1.0, true));
-  Context().breathe();
+  Monitor empty;
+  empty.poll();
+  CHECK(empty.at_step(0, 1.0, true));
+  Context().poll();
 }
 
-// A product of more than a second can be left between two of its pieces.
-void long_product() {
+// A product of more than a second can be interrupted between two of its blocks.
+void long_product_polls() {
   const Index n = 3600;
   Matrix<float> a = random_matrix<float>(n, n), b = random_matrix<float>(n, n);
   Matrix<float> c = Matrix<float>::Constant(n, n, -1.0F);
@@ -329,34 +330,34 @@ void long_product() {
   pause(60);
   CHECK_THROWS(multiply<float>(a, Op::none, b, Op::none, c, Context{1, &monitor}), Interrupted);
   CHECK(asked == 2);
-  CHECK(c(n - 1, n - 1) == -1.0F);  // it had not come that far
+  CHECK(c(n - 1, n - 1) == -1.0F);  // not yet computed
 }
 
 template <class Body>
-void leaves_at_once(const Body& body) {
+void check_interrupts(const Body& body) {
   Monitor monitor([](Index, double, bool) { return Answer::abort; });
   pause(60);
   CHECK_THROWS(body(Context{2, &monitor}), Interrupted);
 }
 
-void every_long_call_listens() {
+void every_long_call_polls() {
   Matrix<double> w = random_matrix<double>(50, 60), x = random_matrix<double>(4, 60);
   Matrix<double> y(4, 50), z = random_matrix<double>(4, 50), square(50, 50);
   const Matrix<double> before = w;
-  Descent<double> d;
+  GradientStep<double> d;
   d.learning_rate = 1.0;
-  leaves_at_once(
+  check_interrupts(
       [&](const Context& c) { multiply<double>(w, Op::none, w, Op::transpose, square, c); });
-  leaves_at_once([&](const Context& c) { thin_times_transpose<double>(x, w, y, c); });
-  leaves_at_once([&](const Context& c) { thin_times<double>(z, w, x, c); });
-  leaves_at_once([&](const Context& c) { thin_descend<double>(z, x, w, d, c); });
+  check_interrupts([&](const Context& c) { thin_times_transpose<double>(x, w, y, c); });
+  check_interrupts([&](const Context& c) { thin_times<double>(z, w, x, c); });
+  check_interrupts([&](const Context& c) { thin_descend<double>(z, x, w, d, c); });
   CHECK(w == before);
 
   Matrix<double> w1 = random_matrix<double>(40, 40), w2 = w1, target = w1;
   Objective<double> objective;
   objective.target = target;
   const Rates rates{{0.1, 0.1}, {0, 0}, {0, 0}, {}};
-  leaves_at_once([&](const Context& c) {
+  check_interrupts([&](const Context& c) {
     DenseDescent<double> descent({w1, w2}, objective, rates, c);
     for (int t = 0; t < 10; ++t) {
       descent.evaluate();
@@ -365,7 +366,7 @@ void every_long_call_listens() {
   });
 }
 
-void build() {
+void build_info_is_complete() {
   const BuildInfo info = build_info();
   CHECK(!info.version.empty() && !info.level.empty() && !info.compiler.empty());
   CHECK(info.eigen.size() >= 5);
@@ -375,14 +376,14 @@ void build() {
 }  // namespace
 
 int main() {
-  records_of_a_run();
-  ends_of_a_run();
-  interruptions();
-  flushed_runs();
-  interruptions_wait_for_whole_steps();
-  not_asked_too_often();
-  long_product();
-  every_long_call_listens();
-  build();
+  records_fall_on_the_schedule();
+  runs_end_as_requested();
+  interrupts_leave_readable_losses();
+  flushes_fall_on_the_schedule();
+  interrupts_wait_for_whole_steps();
+  polls_respect_the_interval();
+  long_product_polls();
+  every_long_call_polls();
+  build_info_is_complete();
   return check::result();
 }

@@ -29,7 +29,7 @@ Matrix<double> reference(const Matrix<T>& a, Op op_a, const Matrix<T>& b, Op op_
 }
 
 template <class T>
-void shapes() {
+void all_shapes_match_reference() {
   const std::vector<Index> sizes{0, 1, 2, 3, 5, 7, 13, 16, 17, 31, 64, 65, 100};
   const double scales[][2] = {{1, 0}, {1, 1}, {-0.5, 2}, {2, -1}, {0, 1}, {0, 0}};
   int turn = 0;
@@ -47,21 +47,21 @@ void shapes() {
               alpha * reference<T>(a, op_a, b, op_b) + beta * c.template cast<double>();
           const Index gap = turn % 4 == 0 ? 0 : turn % 3 + 1;
           Strided<T> sa(a, gap), sb(b, gap), sc(c, gap);
-          // Every thread count meets every shape, as the order of operations turns.
+          // The thread count cycles through all values for every shape.
           const int n_threads = std::vector<int>{1, 2, 7}[static_cast<std::size_t>(turn / 6) % 3];
           multiply<T>(T(alpha), sa.ref(), op_a, sb.ref(), op_b, T(beta), sc.ref(),
                       Context{n_threads, nullptr});
           CHECK_NEAR(distance(sc.value(), wanted), 0.0, 4 * check::tolerance<T>(k));
-          CHECK(sc.intact());
+          CHECK(sc.is_intact());
         }
       }
     }
   }
 }
 
-// The same product on every team, at sizes where each member has work.
+// The same product on every team, at sizes where each thread has work.
 template <class T>
-void teams() {
+void all_teams_match_reference() {
   for (const Index n : {1, 7, 100, 257}) {
     auto a = random_matrix<T>(n, 130);
     auto b = random_matrix<T>(130, 300);
@@ -104,10 +104,10 @@ void sizes_are_checked() {
 }  // namespace
 
 int main() {
-  shapes<double>();
-  shapes<float>();
-  teams<double>();
-  teams<float>();
+  all_shapes_match_reference<double>();
+  all_shapes_match_reference<float>();
+  all_teams_match_reference<double>();
+  all_teams_match_reference<float>();
   beta_zero_overwrites<double>();
   beta_zero_overwrites<float>();
   sizes_are_checked<double>();

@@ -41,8 +41,8 @@ Rates some_rates(Index n_layers, bool momentum) {
   return rates;
 }
 
-// The recursion of a family's scalars as it is written down, with the product of the others each
-// time.
+// The recursion of a family's scalars by the definition: the product of the other scalars is
+// recomputed each time.
 struct Scalars {
   Family family;
   std::vector<double> rho, velocity;
@@ -67,7 +67,7 @@ struct Scalars {
   }
 };
 
-// A few families of a network: through all layers, and through some.
+// Some families of a network: through all layers, and through some.
 std::vector<Scalars> some_families(Index n_layers) {
   std::vector<double> rho;
   for (Index l = 0; l < n_layers; ++l) rho.push_back(0.9 - 0.1 * double(l));
@@ -81,8 +81,8 @@ std::vector<Scalars> some_families(Index n_layers) {
 }
 
 template <class T>
-void same_as_dense(const std::vector<Index>& widths, bool with_gram, bool momentum,
-                   bool with_families) {
+void compare_with_dense(const std::vector<Index>& widths, bool with_gram, bool momentum,
+                        bool with_families) {
   const Index n_layers = static_cast<Index>(widths.size()) - 1;
   const Index widest = *std::max_element(widths.begin(), widths.end());
   std::vector<Matrix<T>> cores;
@@ -140,19 +140,19 @@ void same_as_dense(const std::vector<Index>& widths, bool with_gram, bool moment
 }
 
 template <class T>
-void every_size() {
+void every_size_matches_dense() {
   for (Index size = 0; size <= 40; ++size) {
     for (Index n_layers = 1; n_layers <= 4; ++n_layers) {
       const int failures = check::failures;
       std::vector<Index> widths(static_cast<std::size_t>(n_layers) + 1, size);
       const bool odd = (size + n_layers) % 2 == 1;
-      same_as_dense<T>(widths, !odd, odd, odd);
-      same_as_dense<T>(widths, odd, odd, !odd);
-      // Some cores smaller than the largest one.
+      compare_with_dense<T>(widths, !odd, odd, odd);
+      compare_with_dense<T>(widths, odd, odd, !odd);
+      // Some cores are smaller than the largest one.
       for (auto& d : widths) d = std::max<Index>(0, size - check::pick(4));
       widths[static_cast<std::size_t>(check::pick(n_layers + 1))] = size;
-      same_as_dense<T>(widths, odd, !odd, true);
-      same_as_dense<T>(widths, !odd, !odd, false);
+      compare_with_dense<T>(widths, odd, !odd, true);
+      compare_with_dense<T>(widths, !odd, !odd, false);
       if (check::failures > failures) {
         std::fprintf(stderr, "  size %d, %d layers\n", int(size), int(n_layers));
       }
@@ -160,7 +160,7 @@ void every_size() {
   }
 }
 
-// W_{to:1} of a list of weights.
+// Returns W_{to:1} of a list of weights.
 Matrix<double> chain(const std::vector<Matrix<double>>& weights, std::size_t to) {
   Matrix<double> m = weights[0];
   for (std::size_t l = 1; l < to; ++l) m = (weights[l] * m).eval();
@@ -178,8 +178,8 @@ Matrix<double> orthonormal_basis(const Matrix<double>& columns) {
   return q;
 }
 
-// A whole network against the theorem: A_l C_l A_{l-1}^T + rho_l (Q_l - A_l A_{l-1}^T).
-void whole_network(bool wide_target, double momentum) {
+// A full network against the theorem: A_l C_l A_{l-1}^T + rho_l (Q_l - A_l A_{l-1}^T).
+void network_matches_theorem(bool wide_target, double momentum) {
   const Index d = 14, r = 2, n_layers = 3;
   const double eps = 0.6;
   std::vector<Matrix<double>> q, weights, bases, cores;
@@ -211,8 +211,8 @@ void whole_network(bool wide_target, double momentum) {
   objective.loss_scale = 0.4;
   DenseDescent<double> dense(refs(weights), objective, rates, Context{1, nullptr}, 0);
   objective.target = reduced_target;
-  const Family rest{0, double(d - 2 * r), wide_target ? 0.0 : 1.0, {eps, eps, eps}};
-  ReducedDescent<double> reduced(refs(cores), objective, {rest}, rates, Context{1, nullptr});
+  const Family complement{0, double(d - 2 * r), wide_target ? 0.0 : 1.0, {eps, eps, eps}};
+  ReducedDescent<double> reduced(refs(cores), objective, {complement}, rates, Context{1, nullptr});
   for (int t = 0; t < 200; ++t) {
     const double loss = dense.evaluate();
     CHECK_NEAR(reduced.evaluate(), loss, 1e-12 * (1.0 + loss));
@@ -244,7 +244,7 @@ void diverged_scalars_show_in_the_loss() {
   }
 }
 
-void recorder() {
+void recorder_stores_records() {
   for (const Index size : {3, 35}) {
     std::vector<Matrix<double>> cores{random_matrix<double>(size, 2, 0.1),
                                       random_matrix<double>(4, size, 0.1)};
@@ -261,12 +261,12 @@ void recorder() {
     ReducedRecords<double> records{{{first.data(), {2, size, 2}}, {second.data(), {2, 4, size}}},
                                    {rho.data(), {2, 2}}};
     ReducedRecorder<double> recorder(reduced, records, schedule);
-    std::int64_t n_losses = 0, n_done = 0, steps[2] = {};
+    std::int64_t n_losses = 0, n_recorded = 0, steps[2] = {};
     Monitor monitor;
     const auto first_core = cores;
-    const Progress progress{loss.data(), steps, &n_losses, &n_done};
+    const Progress progress{loss.data(), steps, &n_losses, &n_recorded};
     CHECK(descend(reduced, recorder, schedule, progress, monitor).outcome == Outcome::finished);
-    CHECK(n_done == 2 && steps[0] == 0 && steps[1] == 5 && n_losses == 6);
+    CHECK(n_recorded == 2 && steps[0] == 0 && steps[1] == 5 && n_losses == 6);
     CHECK(rho[0] == 0.5 && rho[1] == 0.25);
     CHECK(rho[2] == reduced.rho()[0] && rho[3] == reduced.rho()[1]);
     CHECK(std::equal(first.begin(), first.begin() + 2 * size, first_core[0].data()));
@@ -275,9 +275,9 @@ void recorder() {
   }
 }
 
-// A stepper that starts from what `store` left takes the same steps, bit for bit.
+// A stepper that starts from the stored state takes the same steps, bit for bit.
 template <class T>
-void goes_on(Index width, bool momentum) {
+void check_resume(Index width, bool momentum) {
   const Index n_layers = 3;
   std::vector<Matrix<T>> start;
   for (Index l = 0; l < n_layers; ++l) {
@@ -293,26 +293,26 @@ void goes_on(Index width, bool momentum) {
     families.push_back(s.family);
     rho.insert(rho.end(), s.rho.begin(), s.rho.end());
   }
-  struct Kept {
+  struct SavedState {
     std::vector<Matrix<T>> cores, velocity, compensation;
     Matrix<double> scalars;
   };
-  const auto begin = [&] {
-    Kept kept;
-    kept.cores = start;
+  const auto initial_state = [&] {
+    SavedState saved;
+    saved.cores = start;
     for (const auto& core : start)
-      kept.velocity.push_back(Matrix<T>::Zero(core.rows(), core.cols()));
-    kept.compensation = kept.velocity;
-    kept.scalars = Matrix<double>::Zero(3, static_cast<Index>(rho.size()));
-    for (std::size_t i = 0; i < rho.size(); ++i) kept.scalars(0, static_cast<Index>(i)) = rho[i];
-    return kept;
+      saved.velocity.push_back(Matrix<T>::Zero(core.rows(), core.cols()));
+    saved.compensation = saved.velocity;
+    saved.scalars = Matrix<double>::Zero(3, static_cast<Index>(rho.size()));
+    for (std::size_t i = 0; i < rho.size(); ++i) saved.scalars(0, static_cast<Index>(i)) = rho[i];
+    return saved;
   };
-  const auto go = [&](Kept& kept, int steps) {
+  const auto run_steps = [&](SavedState& saved, int steps) {
     OptimizerState<T> state;
-    if (momentum) state.velocity = refs(kept.velocity);
-    if (width <= 32) state.compensation = refs(kept.compensation);
-    ReducedDescent<T> descent(refs(kept.cores), objective, families, rates, Context{1, nullptr},
-                              state, MatrixRef<double>(kept.scalars));
+    if (momentum) state.velocity = refs(saved.velocity);
+    if (width <= 32) state.compensation = refs(saved.compensation);
+    ReducedDescent<T> descent(refs(saved.cores), objective, families, rates, Context{1, nullptr},
+                              state, MatrixRef<double>(saved.scalars));
     double loss = 0.0;
     for (int t = 0; t < steps; ++t) {
       loss = descent.evaluate();
@@ -321,10 +321,10 @@ void goes_on(Index width, bool momentum) {
     descent.store();
     return loss;
   };
-  Kept whole = begin(), parts = begin();
-  const double loss = go(whole, 11);
-  go(parts, 4);
-  CHECK(go(parts, 7) == loss);
+  SavedState whole = initial_state(), parts = initial_state();
+  const double loss = run_steps(whole, 11);
+  run_steps(parts, 4);
+  CHECK(run_steps(parts, 7) == loss);
   CHECK(parts.scalars == whole.scalars);
   for (std::size_t l = 0; l < start.size(); ++l) {
     CHECK(parts.cores[l] == whole.cores[l]);
@@ -332,11 +332,11 @@ void goes_on(Index width, bool momentum) {
   }
 }
 
-void runs_go_on() {
+void runs_resume() {
   for (const Index width : {1, 5, 8, 20, 32, 40}) {
     for (const bool momentum : {false, true}) {
-      goes_on<double>(width, momentum);
-      goes_on<float>(width, momentum);
+      check_resume<double>(width, momentum);
+      check_resume<float>(width, momentum);
     }
   }
 }
@@ -392,15 +392,15 @@ void sizes_are_checked() {
 }  // namespace
 
 int main() {
-  every_size<double>();
-  every_size<float>();
+  every_size_matches_dense<double>();
+  every_size_matches_dense<float>();
   for (const double momentum : {0.0, 0.8}) {
-    whole_network(false, momentum);
-    whole_network(true, momentum);
+    network_matches_theorem(false, momentum);
+    network_matches_theorem(true, momentum);
   }
   diverged_scalars_show_in_the_loss();
-  recorder();
-  runs_go_on();
+  recorder_stores_records();
+  runs_resume();
   sizes_are_checked();
   return check::result();
 }

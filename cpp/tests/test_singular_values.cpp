@@ -23,7 +23,7 @@ Values of_bidiagonal(const Values& diagonal, const Values& superdiagonal, Index 
   return bidiagonal_singular_values(as_array(diagonal), as_array(superdiagonal), k);
 }
 
-// One-sided Jacobi rotations: slow, simple, and accurate also for small values.
+// One-sided Jacobi rotations: slow, but simple and accurate for small values too.
 Values jacobi_values(const Matrix<double>& m) {
   Matrix<double> a = m.rows() < m.cols() ? Matrix<double>(m.transpose()) : m;
   for (int sweep = 0; sweep < 40; ++sweep) {
@@ -52,9 +52,9 @@ Values jacobi_values(const Matrix<double>& m) {
   return values;
 }
 
-// Values and vectors of W, all and the first few, against the values that are wanted.
+// Compares values and vectors of W, all and the first few, with the expected values.
 template <class T>
-void decomposes(const Matrix<double>& exact, const Values& wanted) {
+void check_decomposition(const Matrix<double>& exact, const Values& wanted) {
   Matrix<T> w = exact.template cast<T>();
   const Index smaller = std::min(w.rows(), w.cols());
   const double top = wanted.empty() ? 0.0 : wanted[0];
@@ -63,7 +63,7 @@ void decomposes(const Matrix<double>& exact, const Values& wanted) {
     check::Strided<T> input(w, 2);
     Matrix<T> values(1, k), left(w.rows(), k), right(w.cols(), k), again(1, k);
     singular_values<T>(MatrixRef<T>(input.ref()), values, {}, {}, Context{});
-    CHECK(input.intact() && input.value() == w);
+    CHECK(input.is_intact() && input.value() == w);
     for (Index i = 0; i < k; ++i) {
       CHECK_NEAR(values(0, i), wanted[static_cast<std::size_t>(i)], allowed);
       CHECK(values(0, i) >= T(0));
@@ -79,7 +79,7 @@ void decomposes(const Matrix<double>& exact, const Values& wanted) {
     CHECK(residual.norm() <= 4 * allowed + 1e-300);
     CHECK_NEAR((u.transpose() * u - Matrix<double>::Identity(k, k)).norm(), 0.0, 4 * orthonormal);
     CHECK_NEAR((v.transpose() * v - Matrix<double>::Identity(k, k)).norm(), 0.0, 4 * orthonormal);
-    // Only one side.
+    // One side only.
     Matrix<T> one_side(w.rows(), k), other_side(w.cols(), k);
     singular_values<T>(MatrixRef<T>(input.ref()), again, one_side, {}, Context{});
     CHECK(one_side == left);
@@ -96,7 +96,7 @@ Matrix<double> with_spectrum(Index rows, Index cols, const Values& values) {
 }
 
 template <class T>
-void known_spectra() {
+void known_spectra_are_found() {
   for (const auto& [rows, cols] : std::vector<std::pair<Index, Index>>{{1, 1},
                                                                        {1, 9},
                                                                        {9, 1},
@@ -118,24 +118,24 @@ void known_spectra() {
       if (i < 3) few[i] = 3.0 - double(i);  // rank 3
       near[i] = 1.0 + 1e-10 * double(n - i);
       graded[i] = std::pow(10.0, -0.25 * double(i));
-      if (i < 4) split[i] = 2.0 - 0.1 * double(i);  // some rise, some fall, the rest stays together
+      if (i < 4) split[i] = 2.0 - 0.1 * double(i);  // some above, some below, a cluster in between
       if (i + 4 >= n && n > 8) split[i] = 0.1 * double(n - i);
     }
     for (const auto& s : {clusters, few, near, graded, split}) spectra.push_back(s);
     for (const Values& s : spectra) {
-      decomposes<T>(with_spectrum(rows, cols, s), s);
+      check_decomposition<T>(with_spectrum(rows, cols, s), s);
       for (const double scale : {1e-12, 1e12}) {
         Values scaled = s;
         for (double& x : scaled) x *= scale;
-        decomposes<T>(with_spectrum(rows, cols, scaled), scaled);
+        check_decomposition<T>(with_spectrum(rows, cols, scaled), scaled);
       }
     }
-    decomposes<T>(Matrix<double>::Identity(rows, cols), Values(n, 1.0));
+    check_decomposition<T>(Matrix<double>::Identity(rows, cols), Values(n, 1.0));
     const auto w = random_matrix<double>(rows, cols);
-    decomposes<T>(w, jacobi_values(w));
+    check_decomposition<T>(w, jacobi_values(w));
   }
-  decomposes<T>(Matrix<double>(0, 4), {});
-  decomposes<T>(Matrix<double>(4, 0), {});
+  check_decomposition<T>(Matrix<double>(0, 4), {});
+  check_decomposition<T>(Matrix<double>(4, 0), {});
 }
 
 void sizes_are_checked() {
@@ -159,22 +159,22 @@ void sizes_are_checked() {
   of_bidiagonal({}, {}, 0);
 }
 
-// A matrix that is not finite has no decomposition: an error, or values that are not finite, but no
-// numbers that look like an answer.
-void not_finite() {
+// A matrix that is not finite gives an error, or values that are not finite, but no plausible
+// numbers.
+void nonfinite_matrices_are_reported() {
   for (const Index n : {3, 40}) {
     for (const double bad : {std::nan(""), std::numeric_limits<double>::infinity()}) {
       Matrix<double> w = random_matrix<double>(n, n), values(1, 2);
       w(1, 2) = bad;
       values.setConstant(1.0);
-      bool told = false;
+      bool is_reported = false;
       try {
         singular_values<double>(MatrixRef<double>(w), values, {}, {}, Context{});
-        told = !values.allFinite();
+        is_reported = !values.allFinite();
       } catch (const std::exception&) {
-        told = true;
+        is_reported = true;
       }
-      CHECK(told);
+      CHECK(is_reported);
     }
   }
 }
@@ -221,7 +221,7 @@ void bidiagonal_matrices() {
       bidiagonal(as, bs, rounding);
     }
   }
-  // Values far below the largest: B^T B would lose them.
+  // Values far below the largest, which B^T B would lose.
   bidiagonal({1.0, 1e-9}, {1.0}, check::tolerance<double>(2));
   bidiagonal({1.0, 1e-5, 1.0, 1e-9}, {1.0, 1.0, 1.0}, check::tolerance<double>(4));
   CHECK_NEAR(of_bidiagonal({-3.0}, {}, 1)[0], 3.0, 1e-15);
@@ -231,39 +231,38 @@ void bidiagonal_matrices() {
   CHECK_THROWS(of_bidiagonal({std::nan(""), 1.0}, {1.0}, 1), std::domain_error);
 }
 
-// A long decomposition asks its caller on, and leaves when it is told to.
-void patience() {
+// A long decomposition polls its caller, and returns on abort.
+void long_decomposition_polls() {
   Matrix<double> w = random_matrix<double>(700, 700), values(1, 700);
   int asked = 0;
-  Monitor listening([&](Index, double, bool) {
+  Monitor monitor([&](Index, double, bool) {
     ++asked;
     return Answer::go_on;
   });
   std::this_thread::sleep_for(std::chrono::milliseconds(60));
-  singular_values<double>(MatrixRef<double>(w), values, {}, {}, Context{1, &listening});
+  singular_values<double>(MatrixRef<double>(w), values, {}, {}, Context{1, &monitor});
   CHECK(asked >= 1);
   CHECK_NEAR(values.squaredNorm(), w.squaredNorm(), 1e-9 * w.squaredNorm());
-  Monitor impatient([](Index, double, bool) { return Answer::abort; });
+  Monitor aborting([](Index, double, bool) { return Answer::abort; });
   std::this_thread::sleep_for(std::chrono::milliseconds(60));
   const auto start = std::chrono::steady_clock::now();
-  CHECK_THROWS(
-      singular_values<double>(MatrixRef<double>(w), values, {}, {}, Context{1, &impatient}),
-      Interrupted);
-  w.setZero();  // its data is its own
+  CHECK_THROWS(singular_values<double>(MatrixRef<double>(w), values, {}, {}, Context{1, &aborting}),
+               Interrupted);
+  w.setZero();  // the thread owns a copy of the data
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
   CHECK(elapsed.count() < 2.0);
-  // The abandoned thread ends before the program does.
+  // Wait for the abandoned thread before the program exits.
   std::this_thread::sleep_for(std::chrono::milliseconds(500));
 }
 
 }  // namespace
 
 int main() {
-  known_spectra<double>();
-  known_spectra<float>();
+  known_spectra_are_found<double>();
+  known_spectra_are_found<float>();
   sizes_are_checked();
-  not_finite();
+  nonfinite_matrices_are_reported();
   bidiagonal_matrices();
-  patience();
+  long_decomposition_polls();
   return check::result();
 }

@@ -17,7 +17,7 @@ using check::random_matrix;
 
 namespace {
 
-void decomposes(const Matrix<double>& r) {
+void check_decomposition(const Matrix<double>& r) {
   const SmallDecomposition d(r, context);
   const Index q = std::min(r.rows(), r.cols());
   const double rounding = check::tolerance<double>(q, 16.0);
@@ -29,18 +29,18 @@ void decomposes(const Matrix<double>& r) {
   CHECK_NEAR(check::departure_from_orthonormal<double>(d.b.transpose()), 0.0, rounding);
 }
 
-// By rotations and by the general method: nearly diagonal, singular, large, rectangular.
-void small_decompositions() {
+// Rotations and the general method, for nearly diagonal, singular, large and rectangular matrices.
+void small_matrices_are_decomposed() {
   for (const Index p : {1, 2, 9, 40, 41}) {
     Matrix<double> r = random_matrix<double>(p, p);
-    decomposes(r);
-    decomposes(Matrix<double>(Matrix<double>::Identity(p, p) + 1e-6 * r));
+    check_decomposition(r);
+    check_decomposition(Matrix<double>(Matrix<double>::Identity(p, p) + 1e-6 * r));
     r.row(p - 1) = 2.0 * r.row(0);
-    decomposes(r);
-    decomposes(Matrix<double>::Zero(p, p));
+    check_decomposition(r);
+    check_decomposition(Matrix<double>::Zero(p, p));
   }
-  decomposes(random_matrix<double>(7, 12));
-  decomposes(random_matrix<double>(12, 7));
+  check_decomposition(random_matrix<double>(7, 12));
+  check_decomposition(random_matrix<double>(12, 7));
 }
 
 template <class T>
@@ -89,14 +89,14 @@ void sweep_makes_pairs(Index m, Index n, Index p) {
       CHECK(s <= s2 + rounding && s2 <= sigma[i] + rounding);
     }
     CHECK(f.iteration.residual(0, p) >= f.iteration.residual(0, 1));
-    const Matrix<double> turned = f.iteration.rotation().transpose() * u;
-    CHECK_NEAR(distance(turned, u2), 0.0, rounding);
+    const Matrix<double> rotated = f.iteration.rotation().transpose() * u;
+    CHECK_NEAR(distance(rotated, u2), 0.0, rounding);
     CHECK(!f.iteration.prepare(context));
   }
 }
 
-// One vector, close to the leading one, is separated; with guards all of a converged block are.
-void separated_pairs() {
+// A single leading vector is separated; with guards, all vectors of a converged block are.
+void separated_pairs_are_counted() {
   Fixture<double> f(check::matrix_with_values(30, 20, {3.0, 1.0, 1.0, 1e-3, 1e-4}), 3, 5);
   f.iteration.prepare(context);
   for (int round = 0; round < 3; ++round) f.sweep();
@@ -108,33 +108,33 @@ void separated_pairs() {
   CHECK(equal.iteration.n_separated(0.05) == 1);
 }
 
-void starts() {
+void seeds_start_the_iteration() {
   Fixture<double> f(check::matrix_with_values(40, 30, check::geometric(30, 0.9)), 3, 6);
   const Matrix<double> start = random_matrix<double>(2, 30);
   f.iteration.seed(view(start), context);
   CHECK(!f.iteration.prepare(context));
-  // The seed lies in the span of the block.
+  // The seed is in the span of the block.
   const Matrix<double>& block = f.iteration.reported().right;
   CHECK_NEAR((start - start * block.transpose() * block).norm(), 0.0, 1e-12);
   CHECK_NEAR(check::departure_from_orthonormal(block), 0.0, 1e-13);
   CHECK_THROWS(f.iteration.seed(MatrixRef<const double>(start.data(), 2, 29), context), ShapeError);
-  f.iteration.forget();
+  f.iteration.reset();
   CHECK(f.iteration.prepare(context));
 }
 
-// A block that W maps into itself is the start of the next update, to the bit.
-void invariant_block() {
+// The next update starts exactly from a block that W maps into itself.
+void invariant_block_is_reused() {
   Fixture<double> f(check::matrix_with_values(40, 30, {3.0, 2.0, 1.0}), 3, 3);
   f.iteration.prepare(context);
   for (int round = 0; round < 4; ++round) f.sweep();
   const Matrix<double> block = f.iteration.measured().right;
-  f.iteration.keep_invariant_block();
+  f.iteration.reuse_invariant_block();
   f.iteration.prepare(context);
   CHECK(distance(f.iteration.reported().right, block) == 0.0);
 }
 
 // Guards are replaced by better vectors, also in a block that has grown.
-void guards() {
+void guards_are_replaced() {
   const Index n = 30;
   Fixture<double> f(check::matrix_with_values(40, n, check::geometric(n, 0.9)), 2, 4);
   f.iteration.prepare(context);
@@ -159,7 +159,7 @@ void guards() {
   CHECK_NEAR(check::departure_from_orthonormal(f.iteration.reported().left), 0.0, 1e-13);
 }
 
-void matrices_that_are_not_finite() {
+void nonfinite_matrices_are_rejected() {
   Fixture<double> f(random_matrix<double>(9, 8), 2, 3);
   f.iteration.prepare(context);
   f.w(1, 1) = std::numeric_limits<double>::infinity();
@@ -169,16 +169,16 @@ void matrices_that_are_not_finite() {
 }  // namespace
 
 int main() {
-  small_decompositions();
+  small_matrices_are_decomposed();
   for (const auto& [m, n, p] : std::vector<std::array<Index, 3>>{
            {1, 1, 1}, {7, 3, 3}, {3, 7, 2}, {40, 60, 12}, {60, 50, 45}}) {
     sweep_makes_pairs<double>(m, n, p);
     sweep_makes_pairs<float>(m, n, p);
   }
-  separated_pairs();
-  starts();
-  invariant_block();
-  guards();
-  matrices_that_are_not_finite();
+  separated_pairs_are_counted();
+  seeds_start_the_iteration();
+  invariant_block_is_reused();
+  guards_are_replaced();
+  nonfinite_matrices_are_rejected();
   return check::result();
 }

@@ -30,7 +30,8 @@ std::vector<double> exact_values(const Matrix<double>& w) {
   return {svd.singularValues().data(), svd.singularValues().data() + svd.singularValues().size()};
 }
 
-// Every value of the last record is within its bound, and the vectors are what they should be.
+// Checks that every value of the last record is within its bound, and that the vectors belong to
+// the values.
 template <class T>
 void check_record(const SvdTracker<T>& tracker, const Matrix<T>& w) {
   const TrackerRecord& r = tracker.record();
@@ -50,14 +51,14 @@ void check_record(const SvdTracker<T>& tracker, const Matrix<T>& w) {
   const Matrix<double> unit = Matrix<double>::Identity(k, k);
   CHECK_NEAR(distance(Matrix<double>(u * u.transpose()), unit), 0.0, rounding);
   CHECK_NEAR(distance(Matrix<double>(v * v.transpose()), unit), 0.0, rounding);
-  // Exactly so in one direction: W^T u = s v.
+  // Exact in one direction: W^T u = s v.
   for (Index i = 0; i < k; ++i) {
     const double s = r.values[i] * r.signs[i];
     CHECK_NEAR((u.row(i) * exact - s * v.row(i)).norm(), 0.0, rounding * (sigma[0] + 1e-300));
   }
 }
 
-// W = U diag(s) V^T with given values.
+// Returns U diag(s) V^T.
 Matrix<double> with_values(const Matrix<double>& u, const std::vector<double>& s,
                            const Matrix<double>& v) {
   Matrix<double> w = Matrix<double>::Zero(u.rows(), v.rows());
@@ -69,7 +70,7 @@ Matrix<double> with_values(const Matrix<double>& u, const std::vector<double>& s
 }
 
 template <class T>
-void follows_a_drift(Index m, Index n, Index k, TrackerMode mode, bool known) {
+void check_drift(Index m, Index n, Index k, TrackerMode mode, bool known) {
   TrackerSettings settings;
   settings.n_values = k;
   settings.mode = mode;
@@ -78,29 +79,29 @@ void follows_a_drift(Index m, Index n, Index k, TrackerMode mode, bool known) {
   for (int update = 0; update < 12; ++update) {
     tracker.update(ref(w), known && update > 0 ? 0.05 : unknown, context);
     check_record(tracker, w);
-    // Of norm 0.05 at most.
+    // A change of norm 0.05 at most.
     Matrix<T> step = random_matrix<T>(m, 2) * random_matrix<T>(2, n);
     w += step * static_cast<T>(0.049 / std::max(step.norm(), T(1e-30)));
   }
 }
 
 template <class T>
-void shapes() {
+void follows_drifts_of_all_shapes() {
   for (const TrackerMode mode : {TrackerMode::automatic, TrackerMode::dense, TrackerMode::full}) {
     for (const bool known : {false, true}) {
       for (const auto& [m, n] : std::vector<std::pair<Index, Index>>{
                {1, 1}, {1, 7}, {7, 1}, {2, 3}, {13, 13}, {31, 17}, {17, 40}, {64, 64}}) {
-        for (const Index k : {1, 3, 8, 100}) follows_a_drift<T>(m, n, k, mode, known);
+        for (const Index k : {1, 3, 8, 100}) check_drift<T>(m, n, k, mode, known);
       }
     }
   }
-  follows_a_drift<T>(150, 211, 5, TrackerMode::automatic, true);
-  follows_a_drift<T>(211, 150, 5, TrackerMode::automatic, false);
+  check_drift<T>(150, 211, 5, TrackerMode::automatic, true);
+  check_drift<T>(211, 150, 5, TrackerMode::automatic, false);
 }
 
-// A scaled rotation that gains a few directions: what the network does from an orthogonal start. The
-// values of the cluster are known sharply, because the certificate sees few different ones.
-void isometry_plus_low_rank() {
+// A scaled rotation plus a growing low-rank matrix, as a network from an orthogonal start. The
+// values of the cluster have sharp bounds, because the certificate finds few different values.
+void cluster_values_are_sharp() {
   const Index d = 160, r = 6, k = 12;
   const Matrix<double> q = random_orthonormal(d, d);
   const Matrix<double> a = random_orthonormal(d, r), b = q.transpose() * random_orthonormal(d, r);
@@ -123,7 +124,7 @@ void isometry_plus_low_rank() {
 }
 
 // Zero, exact rank deficiency, equal values.
-void degenerate_matrices() {
+void degenerate_matrices_are_tracked() {
   const Index d = 140;
   const Matrix<double> u = random_orthonormal(d, d), v = random_orthonormal(d, d);
   for (const std::vector<double>& s : {std::vector<double>{}, std::vector<double>{2.0},
@@ -143,7 +144,7 @@ void degenerate_matrices() {
       }
     }
   }
-  // From zero to something and back.
+  // From zero to a nonzero matrix and back.
   TrackerSettings settings;
   settings.n_values = 3;
   SvdTracker<double> tracker(d, d, settings);
@@ -155,8 +156,8 @@ void degenerate_matrices() {
   }
 }
 
-// Two values cross; their branches keep their names, and no vector turns its sign.
-void branches_cross() {
+// Two values cross; their branches keep their numbers, and no vector changes its sign.
+void branches_keep_their_ids_at_crossings() {
   const Index d = 150;
   for (const Index m : {d, Index(40)}) {  // dense and full tier
     const Matrix<double> u = random_orthonormal(m, m), v = random_orthonormal(d, m);
@@ -171,7 +172,7 @@ void branches_cross() {
       const TrackerRecord& r = tracker.update(ref(w), update == 0 ? unknown : 0.11, context);
       check_record(tracker, w);
       const Matrix<double> left = tracker.left().map();
-      // Which of the four is nearest to u_1?
+      // The tracked vector nearest to u_1, and to u_2.
       Index at = 0;
       (left * u.col(1)).cwiseAbs().maxCoeff(&at);
       Index other = 0;
@@ -196,8 +197,9 @@ void branches_cross() {
   }
 }
 
-// A value that goes through zero: its analytic branch is negative afterwards, with vectors that stay.
-void signed_branches() {
+// A value passes through zero: afterwards its analytic branch is negative, and its vectors are
+// continuous.
+void signed_branches_pass_zero() {
   const Index m = 30;
   const Matrix<double> u = random_orthonormal(m, m), v = random_orthonormal(m, m);
   TrackerSettings settings;
@@ -214,14 +216,14 @@ void signed_branches() {
   }
 }
 
-void assignment_without_numbers() {
+void nonfinite_gains_are_rejected() {
   const double infinity = std::numeric_limits<double>::infinity();
   for (const double bad : {infinity, std::nan("")}) {
     CHECK_THROWS(best_assignment({std::vector<double>(6, bad).data(), 2, 3}), std::domain_error);
   }
 }
 
-void assignment() {
+void assignment_is_optimal() {
   for (int trial = 0; trial < 200; ++trial) {
     const Index m = 1 + check::pick(5), n = 1 + check::pick(5);
     std::vector<double> gain(static_cast<std::size_t>(m * n));
@@ -237,7 +239,7 @@ void assignment() {
       total += gain[i * n + chosen[i]];
     }
     CHECK(n_chosen == std::min(m, n));
-    // Against all permutations of the larger side.
+    // Compare with all permutations of the larger side.
     std::vector<Index> order(static_cast<std::size_t>(std::max(m, n)));
     for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<Index>(i);
     double best = 0.0;
@@ -252,17 +254,17 @@ void assignment() {
   }
 }
 
-// The factored form against the whole matrix: values, vectors, all of them at once.
+// The factored form against the full matrix: values, vectors, all of them at once.
 template <class T>
-void factored(Index m, Index n, bool momentum) {
+void check_factored(Index m, Index n, bool momentum) {
   const Matrix<T> initial = (0.3 * random_orthonormal(m, n)).template cast<T>();
   const Isometry isometry = measure_isometry<T>(ref(initial), context);
   const double tiny = check::tolerance<T>(std::max(m, n), 64.0);
   CHECK_NEAR(isometry.scale, 0.3, tiny);
   CHECK(isometry.departure < tiny && isometry.rigorous);
-  const Isometry guessed = measure_isometry<T>(ref(initial), context, 1);
-  CHECK(guessed.departure < 1e3 * tiny);
-  CHECK(guessed.rigorous == (std::min(m, n) <= 1));
+  const Isometry estimated = measure_isometry<T>(ref(initial), context, 1);
+  CHECK(estimated.departure < 1e3 * tiny);
+  CHECK(estimated.rigorous == (std::min(m, n) <= 1));
 
   const Index limit = std::min(m, n);
   LowRankDrift<T> drift(ref(initial), isometry, limit);
@@ -295,8 +297,8 @@ void factored(Index m, Index n, bool momentum) {
   }
 }
 
-// Frames that do not close say so.
-void open_frames() {
+// Frames that do not close are reported.
+void too_small_frames_are_reported() {
   const Index d = 50;
   const Matrix<double> initial = random_orthonormal(d, d);
   const Isometry isometry = measure_isometry<double>(ref(initial), context);
@@ -304,15 +306,15 @@ void open_frames() {
   const Matrix<double> left = random_matrix<double>(4, d), right = random_matrix<double>(4, d);
   drift.update(1.0, 0.1, ref(left), ref(right), context);
   CHECK(!drift.flush(context));
-  CHECK(!drift.closed());
+  CHECK(!drift.is_closed());
   TrackerSettings settings;
   SvdTracker<double> tracker(d, d, settings);
   CHECK_THROWS(tracker.update(drift, context), std::invalid_argument);
 }
 
-// A value that appears outside the tracked vectors in an update of another tier is bounded afterwards: the
-// certificate of a matrix before that update does not hold for the ones after it.
-void tiers_alternate() {
+// A value that appears outside the tracked vectors in an update of another tier is bounded
+// afterwards: the certificate of an earlier matrix is not used any more.
+void certificates_expire_with_the_tier() {
   const Index d = 100, k = 3;
   std::vector<double> s(static_cast<std::size_t>(d), 0.01);
   std::copy_n(std::vector<double>{3.0, 2.0, 1.0, 0.5, 0.4}.begin(), 5, s.begin());
@@ -378,23 +380,23 @@ void input_is_checked() {
 }  // namespace
 
 int main() {
-  assignment();
-  assignment_without_numbers();
-  shapes<double>();
-  shapes<float>();
-  isometry_plus_low_rank();
-  degenerate_matrices();
-  branches_cross();
-  signed_branches();
+  assignment_is_optimal();
+  nonfinite_gains_are_rejected();
+  follows_drifts_of_all_shapes<double>();
+  follows_drifts_of_all_shapes<float>();
+  cluster_values_are_sharp();
+  degenerate_matrices_are_tracked();
+  branches_keep_their_ids_at_crossings();
+  signed_branches_pass_zero();
   for (const bool momentum : {false, true}) {
     for (const auto& [m, n] :
          std::vector<std::pair<Index, Index>>{{40, 40}, {60, 35}, {35, 60}, {200, 170}}) {
-      factored<double>(m, n, momentum);
-      factored<float>(m, n, momentum);
+      check_factored<double>(m, n, momentum);
+      check_factored<float>(m, n, momentum);
     }
   }
-  open_frames();
-  tiers_alternate();
+  too_small_frames_are_reported();
+  certificates_expire_with_the_tier();
   input_is_checked();
   return check::result();
 }

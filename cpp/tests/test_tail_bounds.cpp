@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Bounds on what a tracker leaves out: tail_bounds, krylov_certificate and origin_bound against exact norms.
+// Bounds on the untracked singular values: tail_bounds, krylov_certificate and origin_bound against
+// exact norms.
 #include "tail_bounds.hpp"
 
 #include <array>
@@ -42,11 +43,11 @@ struct Fixture {
     exact = w.template cast<double>();
   }
   void sweep(Matrix<T>* image = nullptr) {
-    tails.change_pairs();
+    tails.invalidate_pairs();
     subspace.sweep(MatrixOperator<T>(view(w)), image, context);
   }
   double norm_outside(Index j) const { return check::norm_outside(exact, subspace.measured(), j); }
-  // Every bound holds.
+  // Checks that every bound holds.
   void check_bounds(double squared_norm) {
     tails.find_errors(squared_norm, record, context);
     const std::vector<double> sigma = check::spectrum(exact);
@@ -65,14 +66,14 @@ void norm_bounds_tails(Index m, Index n, Index p) {
   for (int round = 0; round < 4; ++round) {
     f.sweep();
     f.check_bounds(f.exact.squaredNorm());
-    // The Frobenius norm of the complement is within the tolerance only for a large block.
+    // Only for a large block is the Frobenius norm of the complement within the tolerance.
     const bool is_large = p >= 10 || p == f.shape.smaller;
     if (is_large && round == 3) CHECK(f.record.completeness == Completeness::rigorous);
   }
 }
 
-// Without a norm or a certificate nothing is known, except for a block of all vectors.
-void unknown_norm() {
+// Without a norm or a certificate there are no bounds, except for a block of all vectors.
+void unknown_norm_gives_no_bound() {
   const Matrix<double> w = random_matrix<double>(20, 15);
   Fixture<double> part(w, 3, 6), whole(w, 3, 15);
   for (Fixture<double>* f : {&part, &whole}) {
@@ -105,13 +106,13 @@ void certified_tail_is_transferred() {
   f.check_bounds(unknown);
   CHECK(f.record.errors[0] == infinity);
   f.tails.set_drift(0.0);
-  f.tails.forget();
+  f.tails.reset();
   f.check_bounds(unknown);
   CHECK(f.record.errors[0] == infinity);
 }
 
 // Wedin's bound against the exact sines.
-void vector_errors() {
+void vector_error_bounds_sines() {
   const Index m = 30, n = 25, k = 3;
   const Matrix<double> u = check::random_orthonormal(m, m), v = check::random_orthonormal(n, n);
   Matrix<double> w = Matrix<double>::Zero(m, n);
@@ -158,7 +159,7 @@ void certificates_hold(const Matrix<double>& w, Index k, Index p) {
 }
 
 // Few different values: the space closes, the bound is sharp, and the leading directions are found.
-void closed_space() {
+void closed_space_gives_sharp_bound() {
   const Index d = 60, rank = 5;
   const Matrix<double> q = check::random_orthonormal(d, d);
   const Matrix<double> a = check::random_orthonormal(d, rank);
@@ -176,8 +177,8 @@ void closed_space() {
   }
 }
 
-// Sweeps earn columns for certificates, where their share is limited.
-void credit() {
+// With a limited share, sweeps add to the budget of certificates.
+void sweeps_add_credit() {
   Fixture<double> f(check::matrix_with_values(40, 30, check::geometric(30, 0.9)), 2, 4);
   TrackerSettings settings;
   settings.certificate_share = 0.5;
@@ -185,16 +186,17 @@ void credit() {
   f.sweep();
   const auto found = certificate.bound(MatrixOperator<double>(view(f.w)), 0, context);
   CHECK(!certificate.is_affordable());
-  certificate.earn(4 * found.n_columns - 1);
+  certificate.add_credit(4 * found.n_columns - 1);
   CHECK(!certificate.is_affordable());
-  certificate.earn(1);
+  certificate.add_credit(1);
   CHECK(certificate.is_affordable());
-  certificate.earn(-2);
+  certificate.add_credit(-2);
   certificate.reset_credit();
   CHECK(certificate.is_affordable());
 }
 
-// W = c W_0 + low rank: sharp where the pairs hold the low rank, and valid after they have turned.
+// W = c W_0 + low rank: the bound is sharp if the pairs contain the low-rank part, and valid after
+// they have rotated.
 template <class T>
 void origin_bounds_complement(bool is_scaled) {
   const Index m = 50, n = 40, p = 6;
@@ -210,7 +212,7 @@ void origin_bounds_complement(bool is_scaled) {
   const MatrixRef<const T> first = view(origin);
   CHECK(std::isnan(bound.measure(&first, 0, context)) && !bound.is_compared());
   const double largest = check::spectrum(initial)[0] * (1.0 + 1e-5);
-  bound.begin(first, initial.squaredNorm(), {largest, Completeness::rigorous});
+  bound.initialize(first, initial.squaredNorm(), {largest, Completeness::rigorous});
   for (std::int64_t number = 1; number < 6; ++number) {
     f.set(0.9 * initial + (1.0 + 0.1 * static_cast<double>(number)) * added);
     const Matrix<T> w = static_cast<T>(size) * f.w;
@@ -231,7 +233,8 @@ void origin_bounds_complement(bool is_scaled) {
     f.tails.certify(tail, p);
     f.check_bounds(f.exact.squaredNorm());
   }
-  // Comparisons that did not help wait for 1, then 3 updates; a new unit ends them.
+  // After comparisons without success, the next one is 1, then 3 updates later. `reset` ends all
+  // comparisons.
   const MatrixRef<const T> same = view(origin);
   bound.schedule(false, 6);
   bound.measure(&same, 6, context);
@@ -244,20 +247,20 @@ void origin_bounds_complement(bool is_scaled) {
   bound.schedule(true, 9);
   bound.measure(&same, 9, context);
   CHECK(bound.is_compared());
-  bound.forget();
+  bound.reset();
   CHECK(!bound.is_compared());
   bound.measure(&same, 10, context);
   CHECK(!bound.is_compared());
 }
 
-// A first update with another matrix than W_0 bounds nothing.
-void another_origin() {
+// If the first matrix is not W_0, there is no bound.
+void other_first_matrix_gives_no_bound() {
   const Matrix<double> origin = random_matrix<double>(9, 8), other = random_matrix<double>(9, 8);
   const Matrix<double> copy = origin;
   for (const Matrix<double>* w : {&other, &copy}) {
     OriginBound<double> bound;
     bound.set(view(origin));
-    bound.begin(view(*w), w->squaredNorm(), {w->norm(), Completeness::rigorous});
+    bound.initialize(view(*w), w->squaredNorm(), {w->norm(), Completeness::rigorous});
     const MatrixRef<const double> next = view(other);
     bound.measure(&next, 1, context);
     CHECK(bound.is_compared() == (w == &copy));
@@ -272,9 +275,9 @@ int main() {
     norm_bounds_tails<double>(m, n, p);
     norm_bounds_tails<float>(m, n, p);
   }
-  unknown_norm();
+  unknown_norm_gives_no_bound();
   certified_tail_is_transferred();
-  vector_errors();
+  vector_error_bounds_sines();
   for (const double ratio : {0.6, 0.95, 1.0}) {
     const Matrix<double> w = check::matrix_with_values(70, 50, check::geometric(50, ratio));
     certificates_hold<double>(w, 4, 8);
@@ -282,12 +285,12 @@ int main() {
     certificates_hold<double>(w.transpose(), 4, 8);
   }
   certificates_hold<double>(check::matrix_with_values(9, 6, check::geometric(6, 0.5)), 2, 3);
-  closed_space();
-  credit();
+  closed_space_gives_sharp_bound();
+  sweeps_add_credit();
   for (const bool is_scaled : {false, true}) {
     origin_bounds_complement<double>(is_scaled);
     origin_bounds_complement<float>(is_scaled);
   }
-  another_origin();
+  other_first_matrix_gives_no_bound();
   return check::result();
 }

@@ -35,46 +35,46 @@ void exceptions_leave_a_region() {
   }
 }
 
-// Seconds of steps on a machine on which a team of n takes time[n].
-double time_of(TeamChoice& choice, int steps, const std::vector<double>& time) {
+// Returns the total time of steps on a machine where a team of n takes time[n] seconds per step.
+double run_steps(TeamChoice& choice, int steps, const std::vector<double>& time) {
   double total = 0.0;
   for (int t = 0; t < steps; ++t) {
     const double seconds = time[static_cast<std::size_t>(choice.size())];
     total += seconds;
-    choice.took(seconds);
+    choice.record_time(seconds);
   }
   return total;
 }
 
-void team_follows_the_times() {
+void team_choice_follows_step_times() {
   const std::vector<double> quiet{0, 1.0, 0.52, 0.4, 0.28}, busy{0, 1.1, 3.0, 3.0, 3.0};
   TeamChoice one(1);
-  time_of(one, 50, quiet);
+  run_steps(one, 50, quiet);
   CHECK(one.size() == 1);
   for (const int largest : {2, 4}) {
     TeamChoice choice(largest);
     CHECK(choice.size() == largest);
     const double full = quiet[static_cast<std::size_t>(largest)];
     const double half = quiet[static_cast<std::size_t>(largest / 2)];
-    CHECK_NEAR(time_of(choice, 1000, quiet), 999 * full + half, 1e-9);
-    // Somebody comes, and leaves again.
-    CHECK(time_of(choice, 1000, busy) < 1.2 * 1000 * busy[1]);
-    time_of(choice, 4000, quiet);
+    CHECK_NEAR(run_steps(choice, 1000, quiet), 999 * full + half, 1e-9);
+    // Another program starts, and ends again.
+    CHECK(run_steps(choice, 1000, busy) < 1.2 * 1000 * busy[1]);
+    run_steps(choice, 4000, quiet);
     CHECK(choice.size() == largest);
-    // There from the start.
+    // Another program runs from the start.
     TeamChoice late(largest);
-    CHECK(time_of(late, 1000, busy) < 1.2 * 1000 * busy[1]);
+    CHECK(run_steps(late, 1000, busy) < 1.2 * 1000 * busy[1]);
   }
 }
 
-// Short steps, of which only every tenth falls into the other program's turn.
-void team_follows_rare_slow_steps() {
+// Short steps; only every tenth falls into the other program's time slice.
+void team_choice_detects_rare_slow_steps() {
   TeamChoice choice(2);
   double total = 0.0;
   for (int t = 0; t < 5000; ++t) {
     const double seconds = choice.size() == 1 ? 0.2e-3 : (t % 10 == 0 ? 8e-3 : 0.12e-3);
     total += seconds;
-    choice.took(seconds);
+    choice.record_time(seconds);
   }
   CHECK(choice.size() == 1);
   CHECK(total < 1.25 * 5000 * 0.2e-3);
@@ -88,7 +88,7 @@ void share_covers_everything_once() {
     Index next = 0;
     for (int member = 0; member < team; ++member) {
       const Share s = share(n, grain, member, team);
-      // Parts follow each other, whole grains but for the last.
+      // Parts are contiguous and whole multiples of the grain, except for the last.
       CHECK(s.begin <= s.end);
       if (s.begin == s.end) continue;
       CHECK(s.begin == next);
@@ -102,7 +102,7 @@ void share_covers_everything_once() {
   CHECK(large.end == Index(1) << 40);
 }
 
-void members_see_their_numbers() {
+void every_member_runs_once() {
   for (const int team : {1, 2, 5}) {
     std::vector<std::atomic<int>> seen(static_cast<std::size_t>(team));
     parallel(team, [&](int member, int size) {
@@ -112,7 +112,7 @@ void members_see_their_numbers() {
   }
 }
 
-void team_sizes() {
+void team_sizes_follow_requests() {
   set_num_threads(0);
   const int all = max_threads();
   CHECK(all >= 1);
@@ -121,7 +121,7 @@ void team_sizes() {
     CHECK(team_size(7, 1e18, 1.0) == 1);
     return;
   }
-  for (const int n : {1, 2, 7, 100}) CHECK(team_size(n, 1.0, 1e9) == n);  // taken literally
+  for (const int n : {1, 2, 7, 100}) CHECK(team_size(n, 1.0, 1e9) == n);  // used as it is
   CHECK(team_size(0, 0.0, 1e6) == 1);
   CHECK(team_size(0, 1e5, 1e6) == 1);
   CHECK(team_size(0, 1e18, 1e6) == all);
@@ -132,7 +132,7 @@ void team_sizes() {
   CHECK(team_size(2, 1e9, 1e6) == 2);
   CHECK(team_size(-3, 1e9, 1e6) == 3);
   CHECK(team_size(std::numeric_limits<int>::min(), 1e9, 1e6) == 5);
-  // OpenMP would end the process.
+  // OpenMP would terminate the process.
   CHECK(team_size(4096, 1.0, 1.0) == 4096);
   CHECK_THROWS(team_size(4097, 1.0, 1.0), std::invalid_argument);
   CHECK_THROWS(set_num_threads(4097), std::invalid_argument);
@@ -143,8 +143,8 @@ void team_sizes() {
 }
 
 #ifdef _OPENMP
-// Other libraries of the process set OpenMP's maximum as they like.
-void absurd_maxima() {
+// Other libraries in the process may set any OpenMP maximum.
+void invalid_openmp_maxima_are_ignored() {
   set_num_threads(0);
   const int before = omp_get_max_threads();
   const int processors = std::clamp(omp_get_num_procs(), 1, 4096);
@@ -164,8 +164,8 @@ void absurd_maxima() {
   omp_set_num_threads(before);
 }
 
-// A region may get a smaller team than it asks for: within another region, or by a limit.
-void smaller_teams() {
+// A region may get fewer threads than requested: inside another region, or by a limit.
+void smaller_teams_give_equal_results() {
   Matrix<double> a = random_matrix<double>(150, 130), b = random_matrix<double>(130, 140);
   Matrix<double> alone(150, 140), inside(150, 140);
   multiply<double>(1.0, a, Op::none, b, Op::none, 0.0, MatrixRef<double>(alone),
@@ -189,7 +189,7 @@ struct Trained {
   double loss = 0.0;
 };
 
-// One of everything, from a fixed start.
+// Runs both engines and a decomposition from a fixed start.
 Trained train(const std::vector<Matrix<double>>& start, const Matrix<double>& wanted, int n_threads,
               int steps) {
   Trained result;
@@ -215,8 +215,8 @@ Trained train(const std::vector<Matrix<double>>& start, const Matrix<double>& wa
   objective.target = corner;
   std::vector<MatrixRef<double>> core_refs;
   for (auto& c : cores) core_refs.emplace_back(c);
-  const Family rest{0, 10.0, 1.0, std::vector<double>(n_layers, 0.3)};
-  ReducedDescent<double> reduced(core_refs, objective, {rest}, rates, context);
+  const Family complement{0, 10.0, 1.0, std::vector<double>(n_layers, 0.3)};
+  ReducedDescent<double> reduced(core_refs, objective, {complement}, rates, context);
   for (int t = 0; t < 20 * steps; ++t) {
     result.loss += reduced.evaluate();
     reduced.update();
@@ -230,8 +230,8 @@ Trained train(const std::vector<Matrix<double>>& start, const Matrix<double>& wa
   return result;
 }
 
-// Several runs at once give what one run alone gives, bit by bit.
-void hammer() {
+// Concurrent runs give the same result as a single run, bit for bit.
+void concurrent_runs_match_a_single_run() {
   std::vector<Matrix<double>> start;
   for (int l = 0; l < 3; ++l) start.push_back(random_matrix<double>(70, 70, 0.1));
   const Matrix<double> target = random_matrix<double>(70, 70);
@@ -254,8 +254,8 @@ void hammer() {
   }
 }
 
-// There is no way back from this one: the last of all.
-void forbidden_threads() {
+// Must be the last test, because it cannot be undone.
+void forbid_threads_is_permanent() {
   forbid_threads();
   CHECK(max_threads() == 1);
   CHECK(team_size(7, 1e9, 1.0) == 1);
@@ -268,16 +268,16 @@ void forbidden_threads() {
 
 int main() {
   exceptions_leave_a_region();
-  team_follows_the_times();
-  team_follows_rare_slow_steps();
+  team_choice_follows_step_times();
+  team_choice_detects_rare_slow_steps();
   share_covers_everything_once();
-  members_see_their_numbers();
-  team_sizes();
+  every_member_runs_once();
+  team_sizes_follow_requests();
 #ifdef _OPENMP
-  absurd_maxima();
-  smaller_teams();
+  invalid_openmp_maxima_are_ignored();
+  smaller_teams_give_equal_results();
 #endif
-  hammer();
-  forbidden_threads();
+  concurrent_runs_match_a_single_run();
+  forbid_threads_is_permanent();
   return check::result();
 }

@@ -15,7 +15,7 @@ namespace {
 const Context context{1, nullptr};
 const double nan = std::numeric_limits<double>::quiet_NaN();
 
-// The unit is a power of two that brings W to size 1, and stays until W is far from that.
+// The unit is a power of two that brings W to size 1, and changes only if W is far from that.
 template <class T>
 void unit_follows_the_size() {
   Random random(1);
@@ -35,7 +35,7 @@ void unit_follows_the_size() {
     int exponent = 0;
     CHECK(std::frexp(unit, &exponent) == 0.5);
     CHECK(!choose(Matrix<T>(T(1000) * w)) && scale.factor() == unit);
-    // Products with W, and W itself, in the unit.
+    // Products with W, and W itself, in this unit.
     const Matrix<T> x = random_matrix<T>(2, 4), y = random_matrix<T>(2, 5);
     Matrix<T> forth(2, 5), back(2, 4);
     const MatrixOperator<T> whole(view(w));
@@ -53,7 +53,7 @@ void unit_follows_the_size() {
 }
 
 // The size of an operator without a norm is measured by a product.
-void unknown_norms() {
+void unknown_norms_are_measured() {
   Random random(1);
   const Matrix<double> w = 0x1p40 * random_matrix<double>(5, 4), zero = Matrix<double>::Zero(5, 4);
   for (const double known : {nan, 0.0}) {
@@ -96,7 +96,7 @@ void records_are_converted() {
 int main() {
   unit_follows_the_size<double>();
   unit_follows_the_size<float>();
-  unknown_norms();
+  unknown_norms_are_measured();
   records_are_converted();
   return check::result();
 }

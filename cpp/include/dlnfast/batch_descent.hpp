@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Many small reduced runs of equal shape in one call.
 //
-// The runs have in common their widths, the layers of their families and their schedule; all else is
-// each run's own. Cores of sizes up to 8 descend side by side, one run per SIMD lane; larger ones
-// one run after the other, each as a ReducedDescent. Threads share the work, and what a run gives
-// does not depend on how many they are.
+// The runs share their widths, the layers of their families and their schedule; everything else
+// differs from run to run. Cores of width up to 8 are updated side by side, one run per SIMD lane.
+// Larger cores run one after the other, each as a ReducedDescent. Threads share the work; the
+// results do not depend on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -26,22 +26,23 @@ struct Stack {
   bool absent() const { return data == nullptr && n == 0 && rows == 0 && cols == 0; }
 };
 
-// A family of directions (reduced_descent.hpp) runs through the layers first .. first + length - 1.
+// Layers first .. first + length - 1 of a family of directions (reduced_descent.hpp).
 struct FamilySpan {
   Index first = 0;
   Index length = 0;
   DLNFAST_FIELDS("FamilySpan", first, length)
 };
 
-// The runs. Matrices of doubles have one row per run.
+// Initial values and settings of all runs. Matrices of doubles have one row per run.
 template <class T>
 struct Batch {
   std::vector<Stack<const T>> cores;  // [l]: C_l(0) of every run, a_l x a_{l-1}
   Stack<const T> target;              // a_L x a_0
-  // As in Objective, all or none; columns of zeros where ranks differ.
+  // As in Objective: all of them or none. Where ranks differ, shorter factors are padded by zero
+  // columns.
   Stack<const T> input_gram, input_factor, factor_target;
   std::vector<FamilySpan> families;
-  MatrixRef<const double> rho;                     // scalars at the start, family after family
+  MatrixRef<const double> rho;                     // initial scalars, family after family
   MatrixRef<const double> multiplicity, coupling;  // one value per family
   MatrixRef<const double> learning_rate, weight_decay, momentum;  // one value per layer
   MatrixRef<const double> loss_scale, loss_floor;                 // one value
@@ -50,19 +51,19 @@ struct Batch {
                  loss_floor)
 };
 
-// What the runs leave behind. Record k of a run shows step min(k record_every, n_losses - 1).
+// Records of all runs. Record k of a run shows step min(k record_every, n_losses - 1).
 template <class T>
 struct BatchRecords {
   MatrixRef<double> loss;                    // n_runs x (steps + 1)
   std::vector<ArrayRef<T, 4>> core_records;  // [l]: n_runs x n_records x a_l x a_{l-1}; or none
-  Stack<double> rho_records;                 // n_runs of n_records x n_scalars; absent: not kept
-  MatrixRef<std::int64_t> counts;            // n_runs x 2: how many losses and records are valid
+  Stack<double> rho_records;       // n_runs of n_records x n_scalars; absent: not recorded
+  MatrixRef<std::int64_t> counts;  // n_runs x 2: numbers of valid losses and records
   DLNFAST_FIELDS("BatchRecords", loss, core_records, rho_records, counts)
 };
 
-// Each run ends for itself: a run that diverges, or comes down to the tolerance, leaves the others
-// alone. Losses and records beyond the counts are not touched. After an exception the counts tell
-// what had been reached.
+// Runs all members of a batch. Every run stops on its own when it diverges or reaches the
+// tolerance. Does not write losses and records beyond the counts. After an exception, the counts
+// give the valid losses and records of each run.
 template <class T>
 std::vector<Result> batch_descent(const Batch<T>& batch, const Schedule& schedule,
                                   const BatchRecords<T>& records, const Context& context);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-// How this copy of the core was built.
+// Version, instruction set and compiler of this build of the core.
 #pragma once
 
 #include <string>
 
-#include "dlnfast/fields.hpp"
+#include "dlnfast/reflection.hpp"
 
 namespace dlnfast {
 

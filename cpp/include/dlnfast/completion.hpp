@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT
-// Residuals of a matrix that is not known as a whole: on its observed entries, or through linear
-// measurements.
+// Residuals of a partially known matrix: on its observed entries, or through linear measurements.
 //
-// Observed entries are kept in both orders, so that a product with the residual E = Omega * (M - Phi)
-// never has two writers: E Y^T belongs to the rows, E^T X^T to the columns. For M = X^T Y with k rows
-// of X and Y both passes compute the residual anew, 2 k flops an entry, rather than look it up: it
-// would have to be fetched from another place in memory for each entry. With both products that is
-// 8 k flops and two times 4 + sizeof(T) bytes an entry, and no memory of the size of E.
+// Observed entries are stored by rows and by columns. A product with the residual E = Omega * (M -
+// Phi) then needs no lock: threads own rows of E Y^T, and columns of E^T X^T. For M = X^T Y with k
+// rows of X and Y, both passes recompute the residual (2 k flops per entry), because loading it
+// would be a random memory access per entry. Together both products cost 8 k flops and two times 4
+// + sizeof(T) bytes per entry, and no memory of the size of E.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +16,7 @@
 
 namespace dlnfast {
 
-// Entries row after row: those of row i stand at start[i], .., start[i + 1] - 1.
+// A sparse matrix in CSR format: the entries of row i are start[i] .. start[i + 1] - 1.
 template <class T>
 struct SparseRows {
   Index rows = 0;
@@ -38,47 +37,47 @@ struct ObservedEntries {
   Index cols() const { return by_rows.cols; }
 };
 
-// Whether the starts ascend, the entries are inside the matrix, and there are alike many in both
-// orders; otherwise a ShapeError or std::invalid_argument. Everything below relies on it.
+// Throws ShapeError or std::invalid_argument unless the starts ascend, all indices are inside the
+// matrix, and both orders have equally many entries. All functions below rely on this check.
 template <class T>
 void check_entries(const ObservedEntries<T>& entries);
 
-// Sorts entries given as (row, column, value) into rows, columns ascending. Returns the position in
-// the input of the first entry whose place is outside the matrix or was there before, -1 if there is
-// none. Where there is one the output is not complete.
-// O(n + rows + cols), with 8 n + 8 max(rows, cols) bytes of its own.
+// Sorts (row, column, value) triplets into rows, with ascending columns. Returns the input position
+// of the first entry that is outside the matrix or repeats an earlier one, and -1 if there is none.
+// If there is one, the output is incomplete. O(n + rows + cols), with 8 n + 8 max(rows, cols) bytes
+// of scratch memory.
 template <class T>
 Index sort_entries(ArrayRef<const std::int64_t, 1> row, ArrayRef<const std::int64_t, 1> col,
                    ArrayRef<const T, 1> value, Index rows, Index cols,
                    ArrayRef<std::int64_t, 1> start, ArrayRef<std::int32_t, 1> index,
                    ArrayRef<T, 1> values);
 
-// The same entries, column after column.
+// Writes the same entries in column order (CSC).
 template <class T>
 void transpose_entries(const SparseRows<T>& by_rows, ArrayRef<std::int64_t, 1> start,
                        ArrayRef<std::int32_t, 1> index, ArrayRef<T, 1> values);
 
-// E = Omega * (X^T Y - Phi) for X (k x m), Y (k x n): returns || E ||_F^2 and writes
-// left = Y E^T (k x m) and right = X E (k x n); either may be absent.
+// Computes E = Omega * (X^T Y - Phi) for X (k x m), Y (k x n): returns || E ||_F^2 and writes left
+// = Y E^T (k x m) and right = X E (k x n). Each of the two outputs may be absent.
 template <class T>
 double residual_products(const ObservedEntries<T>& entries, MatrixRef<const T> x,
                          MatrixRef<const T> y, MatrixRef<T> left, MatrixRef<T> right,
                          const Context& context);
 
-// E = Omega * (M - Phi) as a whole, zeros included; returns || E ||_F^2.
+// Writes E = Omega * (M - Phi) as a dense matrix, zeros included; returns || E ||_F^2.
 template <class T>
 double masked_residual(const SparseRows<T>& by_rows, MatrixRef<const T> m, MatrixRef<T> error,
                        const Context& context);
 
-// Linear measurements y = B vec(M) of an m x n matrix, vec by rows.
+// Linear measurements y = B vec(M) of an m x n matrix; vec(M) is in row-major order.
 template <class T>
 struct Measurements {
   MatrixRef<const T> operators;  // B, q x (m n)
   const T* values = nullptr;     // y, q numbers
 };
 
-// r = B vec(M) - y: returns || r ||^2 and writes E = sum_i r_i B_i, the gradient of half of that. B is
-// read once: 4 q m n flops. M and E are contiguous.
+// Computes r = B vec(M) - y: returns || r ||^2 and writes E = sum_i r_i B_i, the gradient of || r
+// ||^2 / 2. Reads B once: 4 q m n flops. M and E are contiguous.
 template <class T>
 double measured_residual(const Measurements<T>& measurements, MatrixRef<const T> m,
                          MatrixRef<T> error, const Context& context);

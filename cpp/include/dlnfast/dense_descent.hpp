@@ -10,46 +10,49 @@
 
 namespace dlnfast {
 
-// Where the chain W_L ... W_1 is split so that a step costs least. For a pivot p every product has
-// d_p rows or columns: T_l = W_{p:l} and B_l for the layers up to p, P_l = W_{l:p+1} and D_l above.
+// Returns the layer at which splitting the chain W_L ... W_1 costs least per step. For a pivot p,
+// every product has d_p rows or columns: T_l = W_{p:l} and B_l for the layers up to p, P_l =
+// W_{l:p+1} and D_l above.
 //   E = P_L T_1 S - Phi
 //   l <= p:  B_1 = P_L^T E,  G_l = W_{p:l+1}^T B_l,  B_{l+1} = B_l W_l^T
 //   l >  p:  D_L = E T_1^T,  G_l = D_l W_{l-1:p+1}^T, D_{l-1} = W_l^T D_l
-// p = L suits thin outputs, p = 0 thin inputs, a hidden bottleneck its own width; with equal widths
-// every pivot takes 6 (L - 1) d^3 flops and L is chosen.
-// Where few entries of Phi are observed and the pivot is inside, E is never formed: P_L^T E and
-// E T_1^T follow from the entries (completion.hpp).
-// `ends` is what the product of the two ends costs beside a pivot inside, in entries: d_L d_0 unless
-// E is sparse.
-Index best_pivot(const std::vector<Index>& widths, double ends = -1.0);
+// p = L is best for few outputs, p = 0 for few inputs, and a hidden bottleneck for its own width.
+// With equal widths every pivot takes 6 (L - 1) d^3 flops, and p = L is chosen. If few entries of
+// Phi are observed and the pivot is a hidden layer, E is never formed: P_L^T E and E T_1^T are
+// computed from the entries (completion.hpp). `end_product_entries` is the cost of the product P_L
+// T_1 for a hidden pivot, in entries; by default d_L d_0, the cost for a dense E.
+Index best_pivot(const std::vector<Index>& widths, double end_product_entries = -1.0);
 
-// Flops of one step with that pivot, S = I.
-double step_flops(const std::vector<Index>& widths, Index pivot, double ends = -1.0);
+// Returns the flops of one step with this pivot, for S = I.
+double step_flops(const std::vector<Index>& widths, Index pivot, double end_product_entries = -1.0);
 
-// Sees every step of a layer whose gradient is known in factored form, G = scale L^T R, before it is
-// taken; layers count from 0. The blocks are gone afterwards.
+// Receives every step of a layer whose gradient is known in factored form, G = scale L^T R, before
+// the step is applied. Layers count from 0. The blocks are valid during the call only.
 template <class T>
-class UpdateWatcher {
+class UpdateListener {
  public:
-  virtual ~UpdateWatcher() = default;
-  virtual void thin_update(Index layer, MatrixRef<const T> left, MatrixRef<const T> right,
-                           const Descent<T>& descent, const Context& context) = 0;
+  virtual ~UpdateListener() = default;
+  virtual void on_thin_update(Index layer, MatrixRef<const T> left, MatrixRef<const T> right,
+                              const GradientStep<T>& step, const Context& context) = 0;
 };
 
-// Writes G_1 .. G_L (descent.hpp), G_l of the shape of W_l, and returns the loss. Costs one step, by the
-// products of DenseDescent; weights are only read.
+// Writes G_1 .. G_L (descent.hpp), G_l of the shape of W_l, and returns the loss. Does not change
+// the weights. Costs one step: it uses the products of DenseDescent.
 template <class T>
 double compute_gradients(const std::vector<MatrixRef<const T>>& weights,
                          const Objective<T>& objective, const std::vector<MatrixRef<T>>& gradients,
                          const Context& context);
 
-// The stepper that updates `weights` (W_1 .. W_L, W_l of shape d_l x d_{l-1}) in place. Memory
-// beside them: the thin products, E, packed operands, one velocity per layer with momentum, and one
-// gradient where layers decay and none of their sides is thin. Layers whose rate is 0 are only read.
-// Networks no wider than `small`, where
-// that pays, live in a copy that fits the first-level cache: `weights` follow when they are asked
-// for, and in the end.
-// An Interrupted that leaves `update` leaves the weights between two steps.
+// Gradient descent that updates `weights` (W_1 .. W_L, W_l of shape d_l x d_{l-1}) in place. Layers
+// with learning rate 0 are not written.
+//
+// Further memory: the thin products, E, packed operands, one velocity per layer with momentum, and
+// one gradient if layers have weight decay and no thin side.
+//
+// Networks of width up to `small` use a copy that fits the first-level cache, if that is faster.
+// `weights()`, `store()` and the destructor write this copy back to the caller's arrays.
+//
+// If Interrupted leaves `update`, the weights are those between two steps.
 template <class T>
 class DenseDescent final : public Stepper {
  public:
@@ -66,13 +69,13 @@ class DenseDescent final : public Stepper {
   Index steps_per_poll() const override;
   void store() override;
 
-  // The arrays of the caller, up to date.
+  // The caller's arrays, up to date.
   const std::vector<MatrixRef<T>>& weights() const;
 
-  // Whether the updates of this layer are thin, so that a watcher sees them.
+  // Whether the updates of this layer are thin, so that a listener receives them.
   bool is_thin(Index layer) const;
-  // Must outlive the steps; nullptr ends it.
-  void watch(UpdateWatcher<T>* watcher);
+  // The listener must outlive the steps; nullptr removes it.
+  void set_update_listener(UpdateListener<T>* listener);
 
  private:
   class Impl;

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
-// Gradient descent as a loop over steps, whatever computes a step.
+// The step loop of gradient descent, independent of the engine that computes a step.
 //
-// The model is W_{L:1} = W_L ... W_1 with loss c/2 ||W F - G||_F^2 + floor, where S = F F^T, Phi = G F^T:
-// that of as many samples as S has rank. F = 1 and G = Phi where S = 1. It is a sum of squares, so that
-// nothing cancels, and what W does outside the range of S does not enter it.
-// All layers move at once:
+// The model is W_{L:1} = W_L ... W_1 with loss c/2 ||W F - G||_F^2 + floor, where S = F F^T and Phi
+// = G F^T. F has as many columns as S has rank; F = 1 and G = Phi if S = 1. This loss is a sum of
+// squares and hence free of cancellation, and components of W outside the range of S do not enter
+// it. All layers are updated together:
 //   V_l <- momentum_l V_l + G_l + weight_decay_l W_l,   W_l <- W_l - learning_rate_l V_l,
 //   G_l  = c W_{L:l+1}^T (W_{L:1} S - Phi) W_{l-1:1}^T .
-// Where only some entries of Phi, or linear measurements y = B vec(M*), are known, the loss is
-// c/2 ||Omega * (W - Phi)||^2 or c/2 ||B vec(W) - y||^2, and the gradient of that with respect to W
-// takes the place of W_{L:1} S - Phi. (That product, not (W F - G) F^T: F knows the directions of small
-// eigenvalues of S less well than Phi does.)
+// If only some entries of Phi, or linear measurements y = B vec(M*), are known, the loss is c/2
+// ||Omega * (W - Phi)||^2 or c/2 ||B vec(W) - y||^2, and its gradient with respect to W replaces
+// W_{L:1} S - Phi. (The gradient uses W S - Phi rather than (W F - G) F^T, because F is less
+// accurate than Phi along eigenvectors of S with small eigenvalues.)
 #pragma once
 
 #include <algorithm>
@@ -23,21 +23,21 @@
 #include "dlnfast/array.hpp"
 #include "dlnfast/completion.hpp"
 #include "dlnfast/errors.hpp"
-#include "dlnfast/fields.hpp"
 #include "dlnfast/monitor.hpp"
+#include "dlnfast/reflection.hpp"
 #include "dlnfast/types.hpp"
 
 namespace dlnfast {
 
-// What is learned: sufficient statistics of the data, or observations of the matrix itself.
+// The training problem: sufficient statistics of the data, or observations of the matrix itself.
 template <class T>
 struct Objective {
-  MatrixRef<const T> target;      // Phi, d_L x d_0; no data where one of the last two is given
-  MatrixRef<const T> input_gram;  // S, d_0 x d_0; no data: the identity
-  // F, d_0 x r with r <= d_0, and G, d_L x r; needed only beside input_gram.
+  MatrixRef<const T> target;      // Phi, d_L x d_0; absent with `observed` or `measured`
+  MatrixRef<const T> input_gram;  // S, d_0 x d_0; absent: the identity
+  // F, d_0 x r with r <= d_0, and G, d_L x r; required together with input_gram.
   MatrixRef<const T> input_factor, factor_target;
   double loss_scale = 1.0;  // c
-  double loss_floor = 0.0;  // the part of the loss that no W removes
+  double loss_floor = 0.0;  // minimum of the loss over all W
   std::optional<ObservedEntries<T>> observed;
   std::optional<Measurements<T>> measurements;
   DLNFAST_FIELDS("Objective", target, input_gram, input_factor, factor_target, loss_scale,
@@ -46,7 +46,7 @@ struct Objective {
   bool has_target() const { return !observed && !measurements; }
 };
 
-// Throws ShapeError where the statistics do not go with a chain from d_in to d_out.
+// Throws ShapeError unless the statistics fit a network from d_in inputs to d_out outputs.
 template <class T>
 void check_statistics(const Objective<T>& objective, Index d_out, Index d_in) {
   require_shape(objective.target, d_out, d_in, "target");
@@ -57,32 +57,33 @@ void check_statistics(const Objective<T>& objective, Index d_out, Index d_in) {
   require_shape(objective.factor_target, d_out, rank, "factor_target");
 }
 
-// Rates that follow the weights: at every step learning_rate_l times
+// Learning rates that adapt to the weights: each step multiplies learning_rate_l by
 //   eta = (1 - mu) safety / (c sum_l m_l q_l s_l^2 + c max_l sum_{k != l} sqrt(m_l m_k) s_lk e + lambda),
-// with mu the largest momentum, lambda the largest m_l weight_decay_l, m_l = learning_rate_l, s_l (s_lk)
-// the product of the largest singular values of all layers but l (and k), and e a bound on the norm of
-// the gradient of the loss with respect to W_{L:1}, over c. The first sum bounds the Gauss-Newton part of
-// the Hessian, in the metric of the rates, the second what the residual adds; descent is stable below 2.
-// Largest singular values come from power iteration that goes on from step to step.
+// with mu the largest momentum, lambda the largest m_l weight_decay_l, m_l = learning_rate_l, s_l
+// (s_lk) the product of the largest singular values of all layers but l (and k), and e a bound on
+// the norm of the gradient of the loss with respect to W_{L:1}, divided by c. In the metric of the
+// rates, the first sum bounds the Gauss-Newton part of the Hessian, the second the part due to the
+// residual. Gradient descent is stable for safety < 2. Power iteration estimates the largest
+// singular values; each step continues from the vectors of the previous one.
 struct AdaptiveRate {
   double safety = 0.0;            // 0: rates are constant
-  std::vector<double> curvature;  // q_l: 1 where the whole of Phi is known
+  std::vector<double> curvature;  // q_l: 1 if all of Phi is known
   double error_scale = 1.0;       // e / sqrt(2 (loss - floor) / c)
   DLNFAST_FIELDS("AdaptiveRate", safety, curvature, error_scale)
 };
 
-// The part of the state beside the weights that a resumed run needs: arrays of the caller, read at the
-// start, written by Stepper::store. Empty lists: start from zeros, store nothing.
+// State of the optimizer that a resumed run needs in addition to the weights: arrays of the caller,
+// read at the start and written by Stepper::store. With an empty list the state starts from zeros
+// and is not stored.
 template <class T>
 struct OptimizerState {
-  std::vector<MatrixRef<T>> velocity;      // as the weights
-  std::vector<MatrixRef<T>> compensation;  // of compensated sums (small_descent.cpp)
-  std::vector<ArrayRef<T, 1>>
-      power_vectors;  // d_{l-1}: power iteration of AdaptiveRate; zeros: any start
+  std::vector<MatrixRef<T>> velocity;         // of the shapes of the weights
+  std::vector<MatrixRef<T>> compensation;     // of Kahan sums (small_descent.cpp)
+  std::vector<ArrayRef<T, 1>> power_vectors;  // d_{l-1}: of AdaptiveRate; zeros: start at random
   DLNFAST_FIELDS("OptimizerState", velocity, compensation, power_vectors)
 };
 
-// Throws ShapeError where arrays do not go with the weights.
+// Throws ShapeError unless the arrays fit the weights.
 template <class T>
 void check_state(const OptimizerState<T>& state, const std::vector<MatrixRef<T>>& weights) {
   const Index n = static_cast<Index>(weights.size());
@@ -104,7 +105,7 @@ void check_state(const OptimizerState<T>& state, const std::vector<MatrixRef<T>>
   }
 }
 
-// One value per layer.
+// Hyperparameters with one value per layer.
 struct Rates {
   std::vector<double> learning_rate;
   std::vector<double> weight_decay;
@@ -123,9 +124,9 @@ struct Rates {
 struct Schedule {
   Index steps = 0;
   Index record_every = 1;
-  double tolerance = -1.0;  // stop once the loss is at most this
-  Index first = 0;          // the step that the weights are at; recorded like step 0
-  // Steps between two calls of Monitor::flush, whose caller takes the records away; 0: never.
+  double tolerance = -1.0;  // stop at a loss of at most this value
+  Index first = 0;          // number of the first step; it is recorded
+  // Steps between two calls of Monitor::flush, which must empty the record buffers; 0: never.
   Index flush_every = 0;
   DLNFAST_FIELDS("Schedule", steps, record_every, tolerance, first, flush_every)
 };
@@ -136,11 +137,12 @@ constexpr auto& names_of(Outcome) { return outcome_names; }
 
 struct Result {
   Outcome outcome;
-  Index step;   // last step whose loss is known; where it diverged, the first whose loss is not
-  Index layer;  // counted from 1; only where it diverged
+  Index step;   // last step with a finite loss; if diverged, the first step without one
+  Index layer;  // counted from 1; 0 unless diverged
 };
 
-// Positions in the caller's array of counts; the last is 1 unless an exception came out of a step.
+// Indices into the caller's array of counts. The last entry is 0 if an exception interrupted a
+// step, otherwise 1.
 enum Count : Index {
   count_losses,
   count_records,
@@ -152,16 +154,16 @@ enum Count : Index {
 inline constexpr const char* count_names[n_counts] = {"losses", "records", "snapshots", "rates",
                                                       "between_steps"};
 
-// Progress that the caller may read while the loop runs, or after an exception. Counts start at zero;
-// whoever flushes the records sets them back to that.
+// Buffers and counts that the caller may read while the loop runs, or after an exception. Counts
+// start at zero; a flush resets them to zero.
 struct Progress {
   double* loss = nullptr;                // n_losses(schedule) values
   std::int64_t* record_steps = nullptr;  // n_records(schedule) values
   std::int64_t* n_losses = nullptr;
   std::int64_t* n_records = nullptr;
-  double* rate = nullptr;  // as many values of Stepper::rate, or nobody wants them
+  double* rate = nullptr;  // one value of Stepper::rate per step, or null
   std::int64_t* n_rates = nullptr;
-  std::int64_t* between_steps = nullptr;  // 1 unless an exception came out of the middle of a step
+  std::int64_t* between_steps = nullptr;  // 0 if an exception interrupted a step, otherwise 1
 };
 
 // Arrays of the caller for a run's progress.
@@ -172,45 +174,47 @@ struct ProgressArrays {
   DLNFAST_FIELDS("ProgressArrays", loss, rate, record_steps, counts)
 };
 
-// Room for the records of a whole run, or of those between two flushes: `first`, multiples of
-// record_every, and the last step.
+// Numbers of records and losses to allocate for a whole run, or for the steps between two flushes.
+// The run records its first step, multiples of record_every, and its last step.
 Index n_records(const Schedule& schedule);
 Index n_losses(const Schedule& schedule);
-// The same for records at multiples of `every` only.
+// As n_records, for records at multiples of `every` only.
 Index n_multiples(const Schedule& schedule, Index every);
 
 // Sets the counts to zero. Throws ShapeError where an array is too small for the run.
 Progress start_progress(const ProgressArrays& arrays, const Schedule& schedule, const Rates& rates);
 
-// Networks up to this width live in registers and the first-level cache; their sums are compensated.
+// Networks up to this width are computed in registers and the first-level cache, with compensated
+// sums.
 inline constexpr Index small_limit = 32;
 
-// One run's state: weights at the current step.
+// One run: its weights at the current step, and the computation of a step.
 class Stepper {
  public:
   virtual ~Stepper() = default;
-  // The loss at the current weights; prepares `update`.
+  // Computes the loss at the current weights, and prepares `update`.
   virtual double evaluate() = 0;
-  // One step from the weights of the last `evaluate`.
+  // Updates the weights by one step, from the state of the last `evaluate`.
   virtual void update() = 0;
   virtual Index n_layers() const = 0;
-  // Of layer `layer` (from 0), as largest_magnitude.
+  // Largest absolute entry of layer `layer` (from 0), as largest_magnitude.
   virtual double largest_entry(Index layer) const = 0;
-  // What the layers' learning rates are multiplied by in the step that `evaluate` prepared.
+  // Factor of all learning rates in the step that `evaluate` prepared.
   virtual double rate() const { return 1.0; }
   // Writes weights and optimizer state to the caller's arrays.
   virtual void store() {}
-  // How many steps may pass between two polls for interrupts.
+  // Largest number of steps between two polls for interrupts.
   virtual Index steps_per_poll() const { return 1; }
 };
 
-// That a family of directions (reduced_descent.hpp) runs through layers that there are.
+// Throws ShapeError unless a family (reduced_descent.hpp) of these layers fits a network of
+// n_layers layers.
 void require_layers(Index first, Index length, Index n_layers);
 
-// The layer, counted from 1, that holds the largest entry.
+// Returns the layer, counted from 1, that has the largest entry.
 Index largest_layer(const Stepper& stepper);
 
-// The largest absolute entry of a matrix, infinity if one is not finite.
+// Returns the largest absolute entry of a matrix; infinity if an entry is not finite.
 template <class T>
 double largest_magnitude(MatrixRef<const T> m);
 
@@ -219,13 +223,13 @@ class Recorder {
  public:
   virtual ~Recorder() = default;
   virtual void record(Index record, Index step) = 0;
-  // Called once per step, after `record` if that step is recorded. The weights are updated next, unless
-  // this step is the last.
+  // Called once per step, after `record` if that step is recorded. Unless this step is the last, an
+  // update of the weights follows.
   virtual void after_step(Index /*step*/, double /*loss*/, bool /*last*/) {}
 };
 
-// Takes the steps of the schedule. Where records are flushed, the caller's arrays hold the state whatever
-// ends the run.
+// Runs all steps of the schedule. With flush_every > 0, `stepper.store()` is called before this
+// function returns or throws, so that the caller's arrays always hold the current state.
 Result descend(Stepper& stepper, Recorder& recorder, const Schedule& schedule,
                const Progress& progress, Monitor& monitor);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The exceptions that leave the core.
+// Exceptions thrown by the core.
 #pragma once
 
 #include <stdexcept>
@@ -10,17 +10,17 @@
 
 namespace dlnfast {
 
-// Sizes that do not fit together.
+// Incompatible sizes.
 struct ShapeError : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-// The caller's monitor asked for an end (Ctrl-C, or an exception of its own).
+// The caller's monitor requested an abort, for example after Ctrl-C.
 struct Interrupted : std::runtime_error {
   Interrupted() : std::runtime_error("interrupted") {}
 };
 
-// Names are views: these checks stand inside training steps, which allocate nothing.
+// Names are string views, because these checks run inside training steps, which must not allocate.
 template <class T>
 void require_shape(const MatrixRef<T>& m, Index rows, Index cols, std::string_view name) {
   if (m.rows != rows || m.cols != cols) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A matrix given by its products with thin blocks of vectors, which are rows.
+// Linear operators: matrices that are known by their products with thin blocks of vectors (rows).
 #pragma once
 
 #include <limits>
@@ -17,18 +17,18 @@ class LinearOperator {
   virtual ~LinearOperator() = default;
   virtual Index rows() const = 0;
   virtual Index cols() const = 0;
-  // Y = X W^T for X (k x n): W times vectors.
+  // Y = X W^T for X (k x n): products of W with vectors.
   virtual void apply(MatrixRef<const T> x, MatrixRef<T> y, const Context& context) const = 0;
-  // Y = X W for X (k x m): W^T times vectors.
+  // Y = X W for X (k x m): products of W^T with vectors.
   virtual void apply_transpose(MatrixRef<const T> x, MatrixRef<T> y,
                                const Context& context) const = 0;
-  // ||W||_F, NaN where only the products are known.
+  // ||W||_F; NaN if it is unknown.
   virtual double norm(const Context& /*context*/) const {
     return std::numeric_limits<double>::quiet_NaN();
   }
 };
 
-// Y = X W^T and Y = X W: by the kernels for thin blocks up to thin_limit rows, by `multiply` above.
+// Y = X W^T and Y = X W. Use the thin kernels for up to thin_limit rows, otherwise `multiply`.
 template <class T>
 void block_times_transpose(MatrixRef<const T> x, MatrixRef<const T> w, MatrixRef<T> y,
                            const Context& context) {
@@ -49,22 +49,23 @@ void block_times(MatrixRef<const T> x, MatrixRef<const T> w, MatrixRef<T> y,
   }
 }
 
-// ||W||_F^2 in double precision, in one pass over W. The order of the sum does not depend on the number of
-// threads.
+// Returns ||W||_F^2, summed in double precision in one pass over W. The order of the sum does not
+// depend on the number of threads.
 template <class T>
 double squared_norm(MatrixRef<const T> w, const Context& context);
 
-// Whether a sum of squares is exact to rounding: no square overflowed, and none that vanished matters.
+// Whether a sum of squares is exact to rounding: it did not overflow, and underflow does not
+// matter.
 inline bool is_exact_square(double square) {
   return square >= 1e-280 && square <= std::numeric_limits<double>::max();
 }
 
-// ||W||_F for entries of any size, subnormal numbers included; infinite where it overflows or W is not
-// finite. Makes a second pass over W only where squares are out of range.
+// Returns ||W||_F for entries of any size, subnormal numbers included; infinity on overflow or if W
+// is not finite. Makes a second pass over W only where squares overflow or underflow.
 template <class T>
 double norm(MatrixRef<const T> w, const Context& context);
 
-// tr(A^T B), summed in the same way; one pass over both.
+// Returns tr(A^T B), summed as squared_norm; one pass over both.
 template <class T>
 double inner_product(MatrixRef<const T> a, MatrixRef<const T> b, const Context& context);
 

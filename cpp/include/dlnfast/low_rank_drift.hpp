@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: MIT
-// A matrix in factored form: its initial value and updates of low rank, W = s W_0 + P^T Q, in small frames.
+// A matrix in factored form: an initial matrix plus low-rank updates, W = s W_0 + P^T Q, in small
+// frames.
 //
-// The frames U (a x m) and V (b x n) have orthonormal rows and are closed: W_0 V^T lies in the span of U^T,
-// and W_0^T U^T in that of V^T. Hence
+// The frames U (a x m) and V (b x n) have orthonormal rows and are closed: W_0 V^T lies in the span
+// of U^T, and W_0^T U^T in that of V^T. Hence
 //
 //   W = U^T K V + s (W_0 - U^T K_0 V),   K = s K_0 + C,   K_0 = U W_0 V^T,                          (1)
 //
-// where C holds the updates in the coordinates of the frames. If W_0 is eps times an isometry (orthonormal
-// columns, or rows), the singular values of W are those of K, and |s| eps for all other directions. Gradient
-// descent from such a start stays in a frame of two or three times the target's rank (Yaras et al., arXiv
-// 2306.01154): after the first few steps an update costs 8 k a (m + n) flops, and W_0 is not read again.
+// where C holds the updates in the coordinates of the frames. If W_0 is eps times an isometry
+// (orthonormal columns, or rows), the singular values of W are those of K, and |s| eps for all
+// other directions. From such a start, gradient descent stays in a frame of two or three times the
+// target's rank (Yaras et al., arXiv 2306.01154). After the first few steps, an update costs 8 k a
+// (m + n) flops and does not read W_0.
 //
-// With heavy ball the velocity is kept in the same frames, V = v W_0 + U^T C_v V.                     (2)
+// With heavy-ball momentum the velocity is stored in the same frames:
+//
+//   V = v W_0 + U^T C_v V.                                                                          (2)
 #pragma once
 
 #include <vector>
@@ -25,37 +29,40 @@ namespace dlnfast {
 struct Isometry {
   double scale = 0.0;      // eps = ||W_0||_F / sqrt(min(m, n))
   double departure = 0.0;  // bound on ||W_0^T W_0 / eps^2 - 1||_2 (of the smaller side)
-  bool rigorous = false;   // otherwise it holds with probability 1 - 1e-10
+  bool rigorous = false;   // false: the bound holds with probability 1 - 1e-10
 };
 
-// Measures scale and departure of w: rigorously where the smaller side is at most `exact_limit`
-// (2 m n min(m, n) flops), otherwise by random vectors (32 m n flops). Uses no memory of the matrix's size.
+// Measures the scale and departure of w. The bound is rigorous if the smaller side is at most
+// `exact_limit` (2 m n min(m, n) flops), otherwise it comes from random vectors (32 m n flops).
+// Allocates no matrix of the size of w.
 template <class T>
 Isometry measure_isometry(MatrixRef<const T> w, const Context& context, Index exact_limit = 1024);
 
 template <class T>
 class LowRankDrift {
  public:
-  // Refers to `initial`, W_0, which must not change. The frames hold at most `limit` vectors.
+  // Keeps a reference to `initial`, W_0, which must not change. The frames have at most `limit`
+  // vectors.
   LowRankDrift(MatrixRef<const T> initial, const Isometry& isometry, Index limit);
   ~LowRankDrift();
 
-  // W <- factor W + scale L^T R, for L (k x m) and R (k x n), which are copied. `flush` adds them to the
-  // frames.
+  // W <- factor W + scale L^T R, for L (k x m) and R (k x n). Copies L and R; `flush` adds them to
+  // the frames.
   void update(double factor, double scale, MatrixRef<const T> left, MatrixRef<const T> right,
               const Context& context);
-  // A step of descent along G = scale L^T R (thin_product.hpp), with momentum:
+  // A gradient step along G = scale L^T R (thin_product.hpp), with momentum:
   //   V <- momentum V + G + weight_decay W,  W <- W - learning_rate V.
   void descend(double scale, double learning_rate, double weight_decay, double momentum,
                MatrixRef<const T> left, MatrixRef<const T> right, const Context& context);
 
-  // Adds all pending updates to the frames, and extends these where needed. Returns false, from then on,
-  // where the frames would need more than `limit` vectors, or where W has grown or shrunk beyond the range
-  // in which they are accurate: then W is known up to `truncated` only.
+  // Adds all pending updates to the frames, and extends the frames where needed. Returns false if
+  // the frames would exceed `limit` vectors, or if W has grown or shrunk beyond the range in which
+  // they are accurate. Then all later calls return false as well, and the error of W is at most
+  // `truncated`.
   bool flush(const Context& context);
 
-  // Whether the frames hold all of W, up to `truncated` and pending updates.
-  bool closed() const { return closed_; }
+  // Whether the frames represent all of W, up to `truncated` and pending updates.
+  bool is_closed() const { return closed_; }
   Index rows() const { return initial_.rows; }
   Index cols() const { return initial_.cols; }
   const Isometry& isometry() const { return isometry_; }
@@ -68,7 +75,8 @@ class LowRankDrift {
   MatrixRef<const T> initial() const { return initial_; }
 
  private:
-  // Rows begin .. begin + size - 1 of the pending blocks: weight L^T R in W, velocity L^T R in V.
+  // Rows begin .. begin + size - 1 of the pending blocks: adds weight L^T R to W, and velocity L^T
+  // R to V.
   struct Pending {
     Index begin;
     Index size;
@@ -80,7 +88,7 @@ class LowRankDrift {
               const Context& context);
   void combine(double ww, double wv, double vw, double vv);
   bool add_pending(const Context& context);
-  double size() const;
+  double magnitude() const;
   bool extend(MatrixRef<T> left_block, MatrixRef<T> right_block, const Context& context);
 
   MatrixRef<const T> initial_;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// How a long computation polls its caller.
+// Polling for interrupts in long computations.
 #pragma once
 
 #include <chrono>
@@ -11,12 +11,12 @@
 
 namespace dlnfast {
 
-// What the caller answers when it is asked.
+// Answer of the caller's callback: continue, stop after this record, or abort.
 enum class Answer { go_on, stop, abort };
 
-// Asks the caller at most every `poll_seconds` whether to go on (so that Ctrl-C is noticed), and at every
-// record. `abort` becomes an Interrupted exception at the place that asked; with a flush, which needs
-// whole steps, at the next place between two steps.
+// Calls the caller's callback at every record, and otherwise at most every `poll_seconds`, so that
+// Ctrl-C takes effect. The answer `abort` throws Interrupted from the poll. With a flush callback,
+// which needs whole steps, an exception inside a step is rethrown after that step.
 class Monitor {
  public:
   using Ask = std::function<Answer(Index step, double loss, bool at_record)>;
@@ -26,15 +26,15 @@ class Monitor {
   Monitor() = default;
   explicit Monitor(Ask ask, Flush flush = {}) : ask_(std::move(ask)), flush_(std::move(flush)) {}
 
-  // Inside a step, between two pieces of work.
-  void breathe() {
-    if (!is_time() || pending_ != nullptr) return;
+  // Polls for interrupts inside a step.
+  void poll() {
+    if (!is_poll_due() || pending_ != nullptr) return;
     if (!flush_) {
-      put(false);
+      ask_caller(false);
       return;
     }
     try {
-      put(false);
+      ask_caller(false);
     } catch (...) {
       pending_ = std::current_exception();
     }
@@ -42,19 +42,19 @@ class Monitor {
 
   void poll_between_steps() {
     rethrow_pending();
-    if (is_time()) put(false);
+    if (is_poll_due()) ask_caller(false);
   }
 
-  // After the loss of a step is known. Returns false when the caller wants no further step.
+  // Reports the loss of a step. Returns false if the caller requests no further step.
   bool at_step(Index step, double loss, bool at_record) {
     step_ = step;
     loss_ = loss;
     rethrow_pending();
     if (!ask_ || !at_record) return true;
-    return put(true) != Answer::stop;
+    return ask_caller(true) != Answer::stop;
   }
 
-  // Lets the caller take away the records up to `step`.
+  // Calls the flush callback, which must empty the record buffers up to `step`.
   void flush(Index step) {
     if (flush_) flush_(step);
   }
@@ -62,7 +62,7 @@ class Monitor {
  private:
   using Clock = std::chrono::steady_clock;
 
-  bool is_time() {
+  bool is_poll_due() {
     if (!ask_) return false;
     const auto now = Clock::now();
     if (now - asked_ < std::chrono::duration<double>(poll_seconds)) return false;
@@ -70,12 +70,12 @@ class Monitor {
     return true;
   }
 
-  // Throws the exception of the last step.
+  // Throws the exception that interrupted the last step.
   void rethrow_pending() {
     if (pending_ != nullptr) std::rethrow_exception(std::exchange(pending_, nullptr));
   }
 
-  Answer put(bool at_record) {
+  Answer ask_caller(bool at_record) {
     const Answer answer = ask_(step_, loss_, at_record);
     if (answer == Answer::abort) throw Interrupted();
     return answer;
@@ -91,15 +91,15 @@ class Monitor {
 
 class Workspace;
 
-// Where a computation runs: its team, the monitor that it polls, and the memory that it may write over;
-// without one, a kernel that needs memory allocates it.
+// Resources of a computation: the number of threads, the monitor to poll, and scratch memory.
+// Without a workspace, a kernel that needs memory allocates it.
 struct Context {
   int n_threads = 0;
   Monitor* monitor = nullptr;
   Workspace* workspace = nullptr;
 
-  void breathe() const {
-    if (monitor != nullptr) monitor->breathe();
+  void poll() const {
+    if (monitor != nullptr) monitor->poll();
   }
 };
 

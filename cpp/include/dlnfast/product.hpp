@@ -9,8 +9,8 @@ namespace dlnfast {
 
 enum class Op { none, transpose };
 
-// C = beta C + alpha op(A) op(B). 2 m n k flops. Output blocks are dealt to the team without
-// locks, and a long product lets the caller be heard several times a second.
+// C = beta C + alpha op(A) op(B). 2 m n k flops. Threads own blocks of the output, so no locks are
+// needed. A long product polls for interrupts several times a second.
 template <class T>
 void multiply(T alpha, MatrixRef<const T> a, Op op_a, MatrixRef<const T> b, Op op_b, T beta,
               MatrixRef<T> c, const Context& context);

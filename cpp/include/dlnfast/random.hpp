@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Gaussian numbers for random starts: the same on every machine, from a seed alone.
+// Standard normal numbers from a seed, equal on all machines.
 #pragma once
 
 #include <cmath>
@@ -13,11 +13,12 @@ class Random {
  public:
   explicit Random(std::uint64_t seed) : state_(seed) {}
 
-  // Standard normal, by the polar method.
+  // Returns a standard normal number, by the polar method. The method generates pairs: the second
+  // number is cached for the next call.
   double normal() {
-    if (has_spare_) {
-      has_spare_ = false;
-      return spare_;
+    if (has_next_) {
+      has_next_ = false;
+      return next_;
     }
     double x = 0.0, y = 0.0, square = 0.0;
     do {
@@ -26,8 +27,8 @@ class Random {
       square = x * x + y * y;
     } while (square >= 1.0 || square == 0.0);
     const double factor = std::sqrt(-2.0 * std::log(square) / square);
-    spare_ = y * factor;
-    has_spare_ = true;
+    next_ = y * factor;
+    has_next_ = true;
     return x * factor;
   }
 
@@ -39,7 +40,7 @@ class Random {
   }
 
  private:
-  // In [-1, 1), from the SplitMix64 sequence.
+  // Returns a uniform number in [-1, 1), from the SplitMix64 sequence.
   double uniform() {
     std::uint64_t z = state_ += 0x9e3779b97f4a7c15;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
@@ -49,8 +50,8 @@ class Random {
   }
 
   std::uint64_t state_;
-  double spare_ = 0.0;
-  bool has_spare_ = false;
+  double next_ = 0.0;
+  bool has_next_ = false;
 };
 
 }  // namespace dlnfast

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Recorders: they write the records of a run to arrays of the caller.
+// Recorders: write the records of a run to the caller's arrays.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace dlnfast {
 
-// Columns of a record of a layer besides its singular values, one number each.
+// Scalars in each record of a layer, in addition to the singular values.
 enum TrackingColumn : Index {
   column_tier,
   column_completeness,
@@ -34,8 +34,8 @@ inline constexpr const char* tracking_column_names[n_tracking_columns] = {
     "tier",      "completeness",  "refreshed", "norm", "tail",       "drift",        "vector_error",
     "truncated", "orthogonality", "overlap",   "rho",  "rho_spread", "multiplicity", "seconds"};
 
-// Arrays with a leading axis of records (`snapshots`: of snapshots), one per layer. Without `values`, no
-// singular values are recorded; without `left`, no vectors.
+// Arrays with a leading axis of records (`snapshots`: of snapshots), one per layer. An empty list
+// records nothing.
 template <class T>
 struct DenseRecords {
   std::vector<ArrayRef<T, 2>> values;                         // k_l, at most min(d_l, d_{l-1})
@@ -50,22 +50,22 @@ struct DenseRecords {
                  snapshots, snapshot_every)
 };
 
-// Settings of the trackers of a run. The recorder sets n_values and follow itself.
+// Settings of a run's trackers. The recorder sets `n_values` and `follow`.
 template <class T>
 struct Tracking {
   std::optional<TrackerSettings> tracker;  // none: the defaults
-  bool factored = true;  // use the factored form where updates are thin and W(0) is an isometry
-  std::vector<MatrixRef<const T>> initial;  // W_l(0), for the factored form; empty: none
+  bool factored = true;  // allow the factored form for thin updates and isometric W(0)
+  std::vector<MatrixRef<const T>> initial;  // W_l(0), for the factored form; may be empty
   std::vector<double> velocity_norms;       // of the layers' initial velocities; empty: zeros
   DLNFAST_FIELDS("Tracking", tracker, factored, initial, velocity_norms)
 };
 
-// Follows the singular values of every layer (svd_tracker.hpp): in factored form where the updates are thin,
-// otherwise from the weights. The loss bounds how far the weights move between records:
+// Tracks the singular values of every layer (svd_tracker.hpp): in factored form where the updates
+// are thin, otherwise from the weights. The loss bounds the change of the weights between records:
 //
 //   || G_l ||_2 <= c || W_{L:1} S - Phi ||_F prod_{j != l} sigma_1(W_j).
 template <class T>
-class DenseRecorder final : public Recorder, private UpdateWatcher<T> {
+class DenseRecorder final : public Recorder, private UpdateListener<T> {
  public:
   DenseRecorder(DenseDescent<T>& stepper, DenseRecords<T> records, Tracking<T> tracking,
                 const Objective<T>& objective, const Rates& rates, const Schedule& schedule,
@@ -87,8 +87,8 @@ class DenseRecorder final : public Recorder, private UpdateWatcher<T> {
     double drift = 0.0;     // bound on the norm of its change since its last record
   };
 
-  void thin_update(Index layer, MatrixRef<const T> left, MatrixRef<const T> right,
-                   const Descent<T>& descent, const Context& context) override;
+  void on_thin_update(Index layer, MatrixRef<const T> left, MatrixRef<const T> right,
+                      const GradientStep<T>& step, const Context& context) override;
   void check_records(const Schedule& schedule) const;
   void start(Index record_every);
   void track(std::size_t layer, Index record);

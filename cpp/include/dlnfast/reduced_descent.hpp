@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-// Gradient descent inside the invariant subspaces: small cores, and scalars for all the rest.
+// Gradient descent inside the closure: small cores, and one scalar per layer for the complement.
 //
-// W_l(t) = A_l C_l(t) A_{l-1}^T + sum_f rho_{f,l}(t) J_{f,l} with isometries J_{f,l} that do not move.
-// The cores C_l follow the descent of an ordinary network on A_L^T Phi A_0. The rest is a sum of
-// families of directions that run through some consecutive layers. One that runs through all of
-// them, over an eigenspace of S with eigenvalue s, adds c/2 m s prod_k rho_k^2 to the loss, and each
-// of its scalars sees the gradient c s rho_l prod_{k!=l} rho_k^2. One that begins or ends inside the
-// network sees no gradient at all, only weight decay: s = 0.
+// W_l(t) = A_l C_l(t) A_{l-1}^T + sum_f rho_{f,l}(t) J_{f,l} with constant isometries J_{f,l}. The
+// cores C_l follow the gradient descent of a small network with target A_L^T Phi A_0. The
+// complement is a sum of families of directions, each of which runs through some consecutive
+// layers. A family through all layers, over an eigenspace of S with eigenvalue s, adds c/2 m s
+// prod_k rho_k^2 to the loss; the gradient of its scalar rho_l is c s rho_l prod_{k!=l} rho_k^2. A
+// family that begins or ends at a hidden layer has no gradient, only weight decay: s = 0.
 #pragma once
 
 #include <memory>
@@ -18,9 +18,9 @@ namespace dlnfast {
 
 // Directions outside the active subspaces that share one scalar per layer.
 struct Family {
-  Index first = 0;            // the layer, from 0, at which they begin
-  double multiplicity = 0.0;  // m, how many directions there are
-  double coupling = 0.0;      // s; not zero only for a family through all layers
+  Index first = 0;            // first layer, from 0
+  double multiplicity = 0.0;  // m, number of directions
+  double coupling = 0.0;      // s; nonzero for families through all layers only
   std::vector<double> rho;    // rho_l(0) for l = first, first + 1, ..
   DLNFAST_FIELDS("Family", first, multiplicity, coupling, rho)
 };
@@ -28,10 +28,10 @@ struct Family {
 template <class T>
 class ReducedDescent final : public Stepper {
  public:
-  // `cores` holds C_1(0) .. C_L(0), C_l of shape a_l x a_{l-1}, and belongs to the stepper. Sizes up
-  // to 32 run in kernels of fixed size, padded with zeros, which descent preserves exactly.
-  // `scalars` (3 x n, or empty) is the state of the scalars of all families: rho, velocity and rounding
-  // compensation in its rows. With it the cores are written by `store`.
+  // `cores` holds C_1(0) .. C_L(0), C_l of shape a_l x a_{l-1}; the stepper overwrites it. Widths
+  // up to 32 use kernels of fixed size, padded with zeros, which gradient descent preserves
+  // exactly. `scalars` (3 x n, or absent) holds the state of the scalars of all families: rows for
+  // rho, velocity and compensation (Kahan). `store` writes the cores and these scalars.
   ReducedDescent(std::vector<MatrixRef<T>> cores, const Objective<T>& objective,
                  std::vector<Family> families, const Rates& rates, const Context& context,
                  const OptimizerState<T>& state = {}, MatrixRef<double> scalars = {});

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Vectors of the instruction set that this translation unit is compiled for (GCC and Clang).
+// SIMD vectors of the instruction set of this translation unit (GCC and Clang).
 #pragma once
 
 #include <cstring>
@@ -10,11 +10,11 @@
 #include <immintrin.h>
 #endif
 
-// For functions and lambdas whose arguments must end up in registers.
+// For functions and lambdas whose arguments must stay in registers.
 #define DLNFAST_INLINE __attribute__((always_inline))
 
-// Before a loop of constant bounds, up to 32 passes: unrolled early enough that arrays with its index stay
-// in registers.
+// Placed before a loop of constant bounds, up to 32 iterations: unrolls it early enough that arrays
+// indexed by it stay in registers.
 #define DLNFAST_UNROLL _Pragma("GCC unroll 32")
 
 namespace dlnfast::simd {
@@ -47,7 +47,8 @@ struct Pack {
 
   static Vector broadcast(T x) { return x - Vector{}; }
 
-  // The first n entries, 0 < n < size; the others are zero, or are left alone.
+  // Loads or stores the first n entries, 0 < n < size. Loading sets the others to zero; storing
+  // leaves them unchanged.
   static Vector load_part(const T* p, int n) {
 #if defined(__AVX512F__)
     if constexpr (Bytes == 64 && size == 8) {
@@ -70,7 +71,7 @@ struct Pack {
 #endif
     std::memcpy(p, &v, n * sizeof(T));
   }
-  // The first n entries of v; the others become zero, whatever they are.
+  // Returns the first n entries of v; the others become zero, also if they are NaN.
   static Vector first(const Vector& v, int n) {
     using Lane = std::conditional_t<sizeof(T) == 8, long long, int>;
     typedef Lane Lanes __attribute__((vector_size(Bytes)));
@@ -78,7 +79,7 @@ struct Pack {
     for (int i = 0; i < size; ++i) lane[i] = i;
     return (Vector)((Lanes)v & (Lanes)(lane < static_cast<Lane>(n)));
   }
-  // By halves.
+  // Adds the halves of the vector recursively.
   static T sum(const Vector& v) {
     if constexpr (Bytes > 16) {
       typename Pack<T, Bytes / 2>::Vector half[2];
@@ -91,7 +92,7 @@ struct Pack {
   }
 };
 
-// Entries lane[0], lane[1], .. of the 2 n entries of a and b.
+// Returns entries lane[0], lane[1], .. of the 2 n entries of a and b.
 template <int... lane, class Vector>
 DLNFAST_INLINE inline Vector shuffle(const Vector& a, const Vector& b) {
 #if defined(__clang__)
@@ -108,8 +109,8 @@ DLNFAST_INLINE inline void unroll(const Body& body, std::integer_sequence<int, I
   (body(std::integral_constant<int, I>{}), ...);
 }
 
-// body(0), .. body(n - 1), each with a constant, one after the other: a loop that the compiler
-// cannot leave as one, so that arrays with such indices stay in registers.
+// Calls body(0), .. body(n - 1) with compile-time constants. Unlike a loop, this always unrolls, so
+// that arrays with these indices stay in registers.
 template <int n, class Body>
 DLNFAST_INLINE inline void unroll(const Body& body) {
   unroll(body, std::make_integer_sequence<int, n>{});
@@ -123,7 +124,7 @@ DLNFAST_INLINE inline void exchange(Vector& a, Vector& b, std::integer_sequence<
   a = first;
 }
 
-// Transposes P::size vectors of as many entries in place, by exchanging ever smaller blocks.
+// Transposes a P::size x P::size block in place, by recursively exchanging smaller blocks.
 template <class P, int half = P::size / 2>
 DLNFAST_INLINE inline void transpose(typename P::Vector (&v)[P::size]) {
   if constexpr (half > 0) {
@@ -144,7 +145,7 @@ DLNFAST_INLINE inline Vector add_crosswise(const Vector& a, const Vector& b,
          shuffle<((lane & half) == 0 ? lane + half : n + lane - half)...>(a, b);
 }
 
-// The sums of P::size vectors, one in each lane. Destroys them.
+// Returns the sums of P::size vectors, one in each lane. Overwrites the vectors.
 template <class P, int half = 1>
 DLNFAST_INLINE inline typename P::Vector sums(typename P::Vector (&v)[P::size]) {
   if constexpr (half < P::size) {
@@ -158,9 +159,9 @@ DLNFAST_INLINE inline typename P::Vector sums(typename P::Vector (&v)[P::size]) 
   return v[0];
 }
 
-// Holds a value in a register: GCC would rather load it again for every use.
+// Forces a value into a register; GCC would reload it for every use.
 template <class Vector>
-DLNFAST_INLINE inline void keep([[maybe_unused]] Vector& v) {
+DLNFAST_INLINE inline void hold_in_register([[maybe_unused]] Vector& v) {
 #if defined(__AVX512F__)
   __asm__("" : "+v"(v));
 #elif defined(__x86_64__)

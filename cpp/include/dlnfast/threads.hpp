@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-// Who runs how much: team sizes, and parallel regions that exceptions can leave.
+// Thread teams: their sizes, and parallel regions that propagate exceptions.
 //
-// Policy: a request of 0 asks OpenMP for its own maximum (so OMP_NUM_THREADS and threadpoolctl are
-// obeyed) and gives small work to one thread; -n asks for the same with at most n threads; a positive
-// request is taken literally. OpenMP's process-wide settings are never changed. A forked child runs
-// on one thread, because libgomp's threads do not survive the fork.
+// A request of 0 threads uses OpenMP's maximum (and hence OMP_NUM_THREADS and threadpoolctl), but
+// one thread for small work. A request of -n does the same with at most n threads, and a positive
+// request is used as it is. OpenMP's process-wide settings are never changed. A forked child runs
+// on one thread, because libgomp's threads do not exist in it.
 #pragma once
 
 #include <algorithm>
@@ -21,42 +21,43 @@ namespace dlnfast {
 
 bool has_openmp();
 
-// Default team size where a call asks for 0 threads; 0 restores OpenMP's own maximum, or the number of
-// processors where that maximum is below 1 or above 4096. max_threads() is between 1 and 4096.
+// Sets the default team size for requests of 0 threads. 0 restores OpenMP's maximum, or the number
+// of processors if that maximum is below 1 or above 4096. max_threads() is between 1 and 4096.
 void set_num_threads(int n);
 int max_threads();
 
-// From here on one thread only: for a forked child.
+// Restricts the process to one thread, permanently: for a forked child.
 void forbid_threads();
 
-// Threads for `work` flops when every thread should get at least `work_per_thread` of them.
+// Returns the number of threads for `work` flops, so that each thread gets at least
+// `work_per_thread` of them.
 int team_size(int requested, double work, double work_per_thread);
 
-// Chooses the team for a computation in many like steps, by their times. Where another program holds
-// a core, a team waits for its last member at the end of every region, often longer than one thread
-// alone would take. So the team is halved where steps with half of it turn out to be faster, and
-// doubled where that is; a larger team that fails its trial, or does well in it and then falls behind,
-// is tried again after ever longer times; a smaller one while some steps take much longer than others.
-// Steps are judged together, for some milliseconds: of short ones only a few fall into the other
-// program's turns, and these are the slow ones.
-// On a machine without other work this costs one step, or four milliseconds, with half of the team.
+// Chooses the team size of an iterative computation from measured step times. If another program
+// occupies a core, every parallel region waits for the slowest thread, often longer than one thread
+// alone would take. So the team is halved where half of it is faster, and doubled where twice of it
+// is. A larger team that fails its trial, or becomes slow soon after it, is tried again after
+// increasing waiting times. A smaller team is tried again while some steps take much longer than
+// others. Times are averaged over some milliseconds: another program's time slices slow down only a
+// few of many short steps. On an otherwise idle machine this costs one step, or four milliseconds,
+// with half of the team.
 class TeamChoice {
  public:
   explicit TeamChoice(int largest) : largest_(largest), size_(largest) {}
 
-  // For the next step.
+  // Team size of the next step.
   int size() const { return trial_size_ > 0 ? trial_size_ : size_; }
-  // How long it took, in seconds.
-  void took(double seconds);
+  // Records the duration of that step, in seconds.
+  void record_time(double seconds);
 
  private:
-  // Steps that are judged together: so many at least, for so many seconds at least.
-  struct Stretch {
+  // Steps whose times are averaged.
+  struct Window {
     int steps = 0;
     double seconds = 0.0;
-    double least = 0.0;  // the shortest step
+    double shortest = 0.0;  // time of the shortest step
     void add(double step) {
-      least = steps == 0 ? step : std::min(least, step);
+      shortest = steps == 0 ? step : std::min(shortest, step);
       ++steps;
       seconds += step;
     }
@@ -64,23 +65,24 @@ class TeamChoice {
     bool covers(int n, double time) const { return steps >= n && seconds >= time; }
   };
 
-  void judge();
+  void finish_trial();
 
   int largest_;
   int size_;
   bool first_ = true;
   double elapsed_ = 0.0;
-  Stretch recent_;                   // of the chosen team
-  double usual_ = 0.0, best_ = 0.0;  // the last mean of a stretch, and the least so far
-  int trial_size_ = 0;               // 0: no trial
+  Window recent_;             // with the chosen team
+  double recent_mean_ = 0.0;  // mean step time of the last window
+  double best_mean_ = 0.0;    // smallest mean so far
+  int trial_size_ = 0;        // 0: no trial
   int trial_steps_ = 0;
-  Stretch trial_;
+  Window trial_;
   bool smaller_tried_ = false;
-  double next_smaller_ = 0.0, next_larger_ = 0.0;  // not before so much has elapsed
-  double patience_ = 0.0;
+  double next_smaller_ = 0.0, next_larger_ = 0.0;  // earliest times of the next trials
+  double retry_wait_ = 0.0;
 };
 
-// The part [begin, end) of n items that belongs to one member of a team, in whole grains.
+// The part [begin, end) of n items that one thread of a team processes, in multiples of `grain`.
 struct Share {
   Index begin;
   Index end;
@@ -114,10 +116,11 @@ void parallel([[maybe_unused]] int n_threads, const Body& body) {
   body(0, 1);
 }
 
-// Runs body(0), .. body(n - 1) on n_threads threads, each call on whoever is free: a thread that
-// lost its core to another program holds up one call, not a share of all.
+// Calls body(0), .. body(n - 1) on n_threads threads with a dynamic schedule: each free thread
+// takes the next index. A thread that loses its core to another program delays one call, not a
+// fixed share of all.
 template <class Body>
-void parallel_deal(int n_threads, Index n, const Body& body) {
+void parallel_dynamic(int n_threads, Index n, const Body& body) {
   std::atomic<Index> next{0};
   parallel(n_threads, [&](int, int) {
     for (Index i = next++; i < n; i = next++) body(i);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The matrix types of the core. Everything is row-major, every size is 64 bits wide.
+// The matrix types of the core. All matrices are row-major, all sizes are 64-bit.
 //
-// The bindings see views only (DLNFAST_VIEWS_ONLY): they are compiled once for all instruction-set levels,
-// and what Eigen's inline functions do, such as where they put memory and how it is freed, depends on these.
+// The bindings see views only (DLNFAST_VIEWS_ONLY). They are compiled once for all instruction-set
+// levels, while the alignment and deallocation in Eigen's inline functions depend on the level.
 #pragma once
 
 #include <Eigen/Core>
@@ -16,7 +16,7 @@ static_assert(sizeof(Index) == 8, "sizes are 64 bits wide");
 template <class T>
 using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-// A matrix that somebody else owns: row i starts at data + i * stride.
+// A non-owning view of a matrix: row i starts at data + i * stride.
 template <class T>
 struct MatrixRef {
   T* data = nullptr;
@@ -34,7 +34,7 @@ struct MatrixRef {
 
   operator MatrixRef<const T>() const { return {data, rows, cols, stride}; }
 
-  // Whether this is no matrix at all; one without entries still has its sizes.
+  // Whether the view refers to no matrix. An empty matrix with one nonzero side is not absent.
   bool absent() const { return data == nullptr && rows == 0 && cols == 0; }
   T* row(Index i) const { return data + i * stride; }
   MatrixRef block(Index i, Index j, Index n_rows, Index n_cols) const {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Memory that a computation writes before it reads it, kept from call to call.
+// Scratch memory that is reused from call to call.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 
 namespace dlnfast {
 
-// One block that only grows. Each `reserve` gives up what the one before it gave out.
+// One growing block. Each `reserve` invalidates the memory of the previous one.
 class Workspace {
  public:
   template <class T>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The names of a struct's members, listed once, for whoever converts it.
+// Reflection: a struct lists its members once, and the bindings convert it to and from a
+// dictionary.
 #pragma once
 
 #include <string>
@@ -20,8 +21,8 @@ inline std::vector<std::string> split_names(const std::string& names) {
   return list;
 }
 
-// Inside a struct: what it is called, and its members that are fields. A member with fields of its own adds
-// them to these.
+// Used inside a struct: defines its name and the tuple of its listed members. A listed member that
+// has fields of its own contributes its fields to the same dictionary.
 #define DLNFAST_FIELDS(name, ...)                                           \
   static constexpr char struct_name[] = name;                               \
   static const std::vector<std::string>& field_names() {                    \
