@@ -61,10 +61,10 @@ class PythonOperator final : public LinearOperator<T> {
   double squared_norm_;  // negative: unknown
 };
 
-TrackerSettings settings_of(const py::dict& given) {
+TrackerSettings settings_of(const py::dict& dict) {
   Call call;
   TrackerSettings settings;
-  read(call, given, "settings", settings);
+  read(call, dict, "settings", settings);
   return settings;
 }
 
@@ -106,7 +106,7 @@ class Tracker {
     return isometry;
   }
 
-  // Returns no record where the frames no longer close, or an update was taken in but its event failed.
+  // Returns no record if the frames no longer close, or if an earlier append failed midway.
   std::optional<TrackerRecord> append(Call& call, double factor, double scale,
                                       MatrixRef<const T> left, MatrixRef<const T> right) {
     if (!factored_) throw std::logic_error("there is no factored form to append to");
@@ -114,7 +114,7 @@ class Tracker {
     factored_->update(factor, scale, left, right, context(call));
     behind_ = true;
     const bool closed = factored_->flush(context(call));
-    // Where it is not closed, the tracker still refers to it, until its next event.
+    // Keeps a form that is not closed: the tracker refers to it until its next update.
     if (closed) tracker_.update(*factored_, context(call));
     behind_ = false;
     return closed ? std::optional(tracker_.record()) : std::nullopt;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The types of the core in Python: `annotation` names them for docstrings and stub, `read` converts an
-// argument, `to_python` a result. A table, a struct that lists its fields (dlnfast/reflection.hpp), is a dictionary.
+// argument, `to_python` a result. A table, a struct that lists its fields (dlnfast/reflection.hpp), is a
+// dictionary.
 #pragma once
 
 #include <pybind11/stl.h>
@@ -220,10 +221,10 @@ void read(Call& call, py::handle object, const std::string& name, Measurements<T
 template <class V>
 void read(Call& call, py::handle object, const std::string& name, V& out) {
   if constexpr (is_table<V>) {
-    const py::object given = convert<py::dict>(object, name, "dict");
+    const py::object dict = convert<py::dict>(object, name, "dict");
     visit_fields(out, [&](const std::string& field, auto& member) {
       using M = std::decay_t<decltype(member)>;
-      const py::object value = is_table<M> ? given : py::object(given[field.c_str()]);
+      const py::object value = is_table<M> ? dict : py::object(dict[field.c_str()]);
       if (!may_be_absent<M> || !value.is_none()) read(call, value, field, member);
     });
   } else if constexpr (std::is_enum_v<V>) {

@@ -81,11 +81,11 @@ void define_run(Scope& scope, const char* name, const Names& names, const Run& r
 
 // A function in two precisions: that of its arrays.
 template <class R, class... F, class... D>
-void define(py::module_& m, const char* name, const char* arguments, const char* doc,
+void define(py::module_& m, const char* name, const char* argument_names, const char* doc,
             R (*in_float)(F...), R (*in_double)(D...)) {
-  const Names names = split_names(arguments);
-  const auto run = [=](Typed<std::decay_t<F>>... given) {
-    const std::array<py::handle, sizeof...(F)> objects{given.object...};
+  const Names names = split_names(argument_names);
+  const auto run = [=](Typed<std::decay_t<F>>... arguments) {
+    const std::array<py::handle, sizeof...(F)> objects{arguments.object...};
     Call call;
     if (is_single(objects)) return invoke<R, std::decay_t<F>...>(call, in_float, names, objects);
     return invoke<R, std::decay_t<D>...>(call, in_double, names, objects);
@@ -94,23 +94,23 @@ void define(py::module_& m, const char* name, const char* arguments, const char*
 }
 
 template <class R, class... A>
-void define(py::module_& m, const char* name, const char* arguments, const char* doc,
+void define(py::module_& m, const char* name, const char* argument_names, const char* doc,
             R (*function)(A...)) {
-  define(m, name, arguments, doc, function, function);
+  define(m, name, argument_names, doc, function, function);
 }
 
 // A method, called with the Call and its arguments; its object is held until the result is converted.
 template <class Class, class R, class... A>
-void define(py::class_<Class>& c, const char* name, const char* arguments,
+void define(py::class_<Class>& c, const char* name, const char* argument_names,
             R (Class::*method)(Call&, A...)) {
-  const Names names = split_names(arguments);
-  const auto run = [=](Class& self, Typed<std::decay_t<A>>... given) {
+  const Names names = split_names(argument_names);
+  const auto run = [=](Class& self, Typed<std::decay_t<A>>... arguments) {
     Call call;
     const auto lock = self.hold();
     const auto bound = [&](const std::decay_t<A>&... values) -> R {
       return (self.*method)(call, values...);
     };
-    return invoke<R, std::decay_t<A>...>(call, bound, names, {given.object...});
+    return invoke<R, std::decay_t<A>...>(call, bound, names, {arguments.object...});
   };
   define_run<std::decay_t<A>...>(c, name, names, run);
 }

@@ -49,10 +49,10 @@ void DenseRecorder<T>::check_records(const Schedule& schedule) const {
     require_length(static_cast<Index>(list.size()), n_layers, name);
   };
   const auto require_rooms = [&](const auto& list, Index size, const char* name,
-                                 const auto& rest_of) {
+                                 const auto& other_axes) {
     require_all(list, name);
     for (std::size_t l = 0; l < list.size(); ++l) {
-      require_room(list[l], size, rest_of(l), std::string(name) + "[" + std::to_string(l) + "]");
+      require_room(list[l], size, other_axes(l), std::string(name) + "[" + std::to_string(l) + "]");
     }
   };
   if (records_.snapshot_every < 0) throw std::invalid_argument("snapshot_every is negative");

@@ -28,15 +28,15 @@ auto as_array(Vector& values) {
   return ArrayRef<Item, 1>{values.data(), {static_cast<Index>(values.size())}};
 }
 
-// Throws ShapeError unless the first axis has at least `size` entries, and the others have these sizes.
+// Throws ShapeError unless the first axis has at least `size` entries, and the other axes have these sizes.
 template <class T, int n>
-void require_room(const ArrayRef<T, n>& array, Index size, const std::array<Index, n - 1>& rest,
+void require_room(const ArrayRef<T, n>& array, Index size, const std::array<Index, n - 1>& others,
                   std::string_view name) {
-  if (array.shape[0] >= size && std::equal(rest.begin(), rest.end(), array.shape.begin() + 1))
+  if (array.shape[0] >= size && std::equal(others.begin(), others.end(), array.shape.begin() + 1))
     return;
   std::string has, wanted = std::to_string(size);
   for (const Index axis : array.shape) has += (has.empty() ? "" : ", ") + std::to_string(axis);
-  for (const Index axis : rest) wanted += ", " + std::to_string(axis);
+  for (const Index axis : others) wanted += ", " + std::to_string(axis);
   throw ShapeError(std::string(name) + " has the wrong shape, (" + has + "); wanted (" + wanted +
                    "), or more along the first axis");
 }
