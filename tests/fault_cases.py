@@ -575,7 +575,7 @@ def results() -> Case:
     from dlnfast._support.errors import DivergedError
 
     class Grid:
-        def about(self) -> dict[str, Any]:
+        def metadata(self) -> dict[str, Any]:
             return {"path": "model"}
 
     class Run:

@@ -33,6 +33,8 @@ print(json.dumps([dln.build_info()["level"], losses]))
 
 
 def test_the_environment_variable_selects_the_level(run_python):
+    if list(MODULES) == ["native"]:
+        pytest.skip("a build for this machine alone has no levels to select")
     results = {}
     for level in MODULES:
         found, losses = json.loads(run_python(PROGRAM, DLNFAST_LEVEL=level))
