@@ -222,7 +222,7 @@ def test_angles_are_drawn(run, side, symbol, reference, origin):
 def test_angles_from_reference_vectors_are_drawn(run):
     reference = draw_orthonormal(0, DIM, DIM)
     display = AngleDisplay.from_trajectory(run, 1, "right", reference).plot(style="waterfall")
-    assert display.numbers()["reference"] == "given"
+    assert display.numbers()["reference"] == "custom"
     assert "ref" in display.ax_.get_zlabel()
     render(display.figure_)
 
@@ -246,7 +246,7 @@ def test_compression_is_measured_on_the_features(classifier):
 
 
 def test_compression_needs_labels(run):
-    with pytest.raises(ValueError, match="labels is not given"):
+    with pytest.raises(ValueError, match="labels is None"):
         FeatureCompressionDisplay.from_trajectory(run)
 
 
@@ -283,7 +283,7 @@ def test_discrimination_is_measured_on_the_features(classifier):
     assert len(display.ax_.lines) == 3
     assert display.numbers()["fit"]["slope"] == display.fit.slope
     render(display.figure_)
-    with pytest.raises(ValueError, match="labels is not given"):
+    with pytest.raises(ValueError, match="labels is None"):
         FeatureDiscriminationDisplay.from_trajectory(
             dln.train(dln.Problem(np.eye(2)), dln.orthogonal([2, 2]), learning_rate=0.1, steps=0)
         )

@@ -813,7 +813,7 @@ def test_a_tracker_continues_from_the_state_of_another(mode, dtype):
     again = dln.SVDTracker.from_state_dict(state)
     for t, wanted in zip(times[9:], records[9:], strict=True):
         found = again.update(matrix(t))
-        assert found.event == wanted.event
+        assert found.update == wanted.update
         gap = np.abs(found.singular_values - wanted.singular_values)
         assert np.all(gap <= found.errors + wanted.errors)
         assert sorted(found.branches) == [0, 1, 2]

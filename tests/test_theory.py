@@ -94,7 +94,7 @@ def draw_low_rank_problem(generator: np.random.Generator, rows: int, cols: int, 
 
 def after_one_step(split: theory.FirstOrderSplit, *, scale: float, rate: float) -> Array:
     """Return the singular values that the split predicts, descending."""
-    rates = np.concatenate([split.rates, np.full(split.multiplicity, split.rest)])
+    rates = np.concatenate([split.rates, np.full(split.multiplicity, split.common_rate)])
     return np.sort(scale + rate * rates)[::-1]
 
 

@@ -195,11 +195,15 @@ def longest_chain(graph: dict[str, set[str]]) -> list[str]:
     return [" = ".join(component) or "(package)" for component in max(chains, key=len)]
 
 
-def n_parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Return the number of parameters, without self."""
+def n_parameters(node: ast.FunctionDef | ast.AsyncFunctionDef, package: Package) -> int:
+    """Return the number of parameters, without self; those of ``**kwargs: Unpack[T]`` are the keys of T."""
     arguments = node.args
     names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
     names += [a.arg for a in (arguments.vararg, arguments.kwarg) if a is not None]
+    if arguments.kwarg is not None and isinstance(arguments.kwarg.annotation, ast.Subscript):
+        located = package.class_named(ast.unparse(arguments.kwarg.annotation.slice))
+        keys = located[1].body if located is not None else []
+        names[-1:] = [ast.unparse(key.target) for key in keys if isinstance(key, ast.AnnAssign)]
     return len([name for name in names if name not in ("self", "cls")])
 
 
@@ -276,7 +280,7 @@ def rows_of(package: Package, cpp: tuple[Path, Path] | None) -> dict[str, str]:
     }
     for name, node in package.functions():
         if name in COUNTED:
-            rows[f"parameters of {name.removesuffix('.__init__')}"] = str(n_parameters(node))
+            rows[f"parameters of {name.removesuffix('.__init__')}"] = str(n_parameters(node, package))
     if (located := package.class_named("Trajectory")) is not None:
         _, node = located
         methods = [child for child in node.body if isinstance(child, ast.FunctionDef)]

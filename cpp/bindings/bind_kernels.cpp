@@ -78,7 +78,7 @@ void bind_kernels(py::module_& m) {
          transpose<double>);
   define(
       m, "residual_products", "observed, x, y, left, right, n_threads",
-      "||E||^2 for E = Omega * (x^T y - Phi); left = y E^T and right = x E where they are given.",
+      "||E||^2 for E = Omega * (x^T y - Phi); left = y E^T and right = x E unless they are None.",
       products<float>, products<double>);
   define(m, "masked_residual", "observed, m, error, n_threads",
          "||E||^2 for error = E = Omega * (m - Phi).", residual<float>, residual<double>);

@@ -156,7 +156,7 @@ template <class T>
 void bind_tracker(py::module_& m, const char* name) {
   using Class = Tracker<T>;
   using py::arg;
-  py::class_<Class> c(m, name, "Follows the leading singular values of a matrix that drifts.");
+  py::class_<Class> c(m, name, "Tracks the leading singular values of a slowly changing matrix.");
   c.def(py::init<Index, Index, const py::dict&, int>(), arg("rows"), arg("cols"), arg("settings"),
         arg("n_threads") = 0);
   define(c, "update", "w, drift", &Class::update);

@@ -74,7 +74,7 @@ void DenseTier<T>::bound(const DenseUpdate<T>& update) {
       origin_.compare(subspace_, update.squared_norm, update.record.n_columns, update.context);
   tails_.certify(tail, subspace_.size());
   find_errors(update);
-  origin_.schedule(tails_.is_good_enough(), update.record.event);
+  origin_.schedule(tails_.is_good_enough(), update.record.update);
 }
 
 template <class T>
@@ -84,7 +84,7 @@ bool DenseTier<T>::is_refresh_due(const DenseUpdate<T>& update) const {
   const bool may_split = was_one_cluster_ && update.squared_norm != last_squared_norm_ &&
                          subspace_.size() < subspace_.shape().smaller;
   return may_split ||
-         (settings_.refresh_every > 0 && update.record.event % settings_.refresh_every == 0);
+         (settings_.refresh_every > 0 && update.record.update % settings_.refresh_every == 0);
 }
 
 // Bounds the complement of the separated pairs by a certificate. If the certificate finds a

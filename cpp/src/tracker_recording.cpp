@@ -27,7 +27,7 @@ template <class T>
 void TrackerRecording<T>::start_record(double squared_norm, Clock::time_point start) {
   start_ = start;
   const auto k = static_cast<std::size_t>(subspace_.shape().k);
-  record_.event = count_;
+  record_.update = count_;
   record_.refreshed = false;
   record_.n_columns = 0;
   record_.errors.assign(k, infinity);

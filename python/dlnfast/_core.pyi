@@ -53,7 +53,7 @@ class TrackerSettings(BranchSettings):
     seed: int
 
 class TrackerRecord(TypedDict):
-    event: int
+    update: int
     tier: Literal["reduced", "factored", "dense", "full"]
     completeness: Literal["none", "probabilistic", "rigorous"]
     refreshed: bool

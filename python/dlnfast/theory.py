@@ -113,10 +113,10 @@ class FirstOrderSplit(NamedTuple):
     #: (a,) d sigma_i / d eta at eta = 0 of the active singular values, descending.
     rates: npt.NDArray[np.float64]
     #: Rate of all other singular values, which stay equal.
-    rest: float
+    common_rate: float
     #: Number of these other singular values.
     multiplicity: int
-    #: Number of `rates` above `rest`, and number below.
+    #: Number of `rates` above `common_rate`, and number below.
     n_rising: int
     n_falling: int
     #: (d_l, a) and (d_{l-1}, a), the singular vectors u_i(0+) and v_i(0+) of `rates`.
@@ -150,7 +150,7 @@ def first_order_split(problem: Problem, weights: Sequence[npt.ArrayLike], layer:
     Returns
     -------
     FirstOrderSplit
-        Named tuple ``(rates, rest, multiplicity, n_rising, n_falling, left, right)``.
+        Named tuple ``(rates, common_rate, multiplicity, n_rising, n_falling, left, right)``.
 
     Raises
     ------
@@ -167,11 +167,11 @@ def first_order_split(problem: Problem, weights: Sequence[npt.ArrayLike], layer:
     sym(M Phi), which are those of sym(Phit), Phit = A_L^T Phi A_0, and zeros. With x in the span of V and
     Q_{L:1}^T U, x^T M Phi x = <a, b> for the independent coordinates a = U^T M^T x and b = Sigma V^T x:
     signature (r, r). So r singular values rise, r fall, and d - 2r change slowly and stay equal, at the rate
-    ``rest`` = -c P^2 / eps_l. Rising and falling are relative to this rate.
+    ``common_rate`` = -c P^2 / eps_l. Rising and falling are relative to this rate.
 
     *Wide last layer.* With y = M^T x in R^K and z = Phi x,
     ``x^T (..) x = <y, z> - P |y|^2 = |z|^2 / (4 P) - P |y - z / (2 P)|^2``, where z has r dimensions and
-    y all K: r singular values rise, K fall and d - r - K do not change, ``rest`` = 0.
+    y all K: r singular values rise, K fall and d - r - K do not change, ``common_rate`` = 0.
 
     Both cases assume that V and Q_{L:1}^T U (or all rows of Q_{L:1}) are linearly independent, which is not
     true for aligned weights: then at most r values change in square layers, and all of them rise. Weight
@@ -184,7 +184,7 @@ def first_order_split(problem: Problem, weights: Sequence[npt.ArrayLike], layer:
     >>> from dlnfast.theory import first_order_split
     >>> problem = dln.low_rank_recovery(dim=30, rank=3)
     >>> split = first_order_split(problem, dln.orthogonal([30] * 4), layer=1)
-    >>> split.n_rising, split.multiplicity, split.n_falling, round(1 + split.rest, 6)
+    >>> split.n_rising, split.multiplicity, split.n_falling, round(1 + split.common_rate, 6)
     (3, 24, 3, 0.998889)
     """
     if check_problem(problem).input_gram is not None:
@@ -209,7 +209,7 @@ def first_order_split(problem: Problem, weights: Sequence[npt.ArrayLike], layer:
     rounding = 64 * np.finfo(np.float64).eps * float(np.max(np.abs(relative), initial=0.0))
     return FirstOrderSplit(
         rates=rates,
-        rest=common,
+        common_rate=common,
         multiplicity=problem.dim_in - len(rates),
         n_rising=int(np.sum(relative > rounding)),
         n_falling=int(np.sum(relative < -rounding)),

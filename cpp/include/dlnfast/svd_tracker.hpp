@@ -56,7 +56,7 @@ struct TrackerSettings {
 };
 
 struct TrackerRecord {
-  std::int64_t event = 0;  // index of the update, from 0
+  std::int64_t update = 0;  // index of the update, from 0
   Tier tier = Tier::dense;
   Completeness completeness = Completeness::none;
   bool refreshed = false;                         // a certificate was computed
@@ -79,7 +79,7 @@ struct TrackerRecord {
   Index multiplicity = 0;      // number of directions with the value rho
   double seconds = 0.0;
   Index n_columns = 0;  // number of vectors multiplied by W or W^T
-  DLNFAST_FIELDS("TrackerRecord", event, tier, completeness, refreshed, values, errors, gaps, signs,
+  DLNFAST_FIELDS("TrackerRecord", update, tier, completeness, refreshed, values, errors, gaps, signs,
                  clusters, branches, left_angles, right_angles, left_block, right_block, norm, tail,
                  drift, vector_error, truncated, orthogonality, overlap, rho, rho_spread,
                  multiplicity, seconds, n_columns)

@@ -87,7 +87,7 @@ class TrackerRecord:
 
     Attributes
     ----------
-    event : int
+    update : int
         Number of the update, from 0.
     tier : str
         Method that computed the values: "factored" form, "dense" iteration, or "full" decomposition.
@@ -139,7 +139,7 @@ class TrackerRecord:
         Number of vectors that were multiplied by W or W^T.
     """
 
-    event: int
+    update: int
     tier: str
     completeness: str
     refreshed: bool
@@ -465,7 +465,7 @@ class SVDTracker:
     @property
     def n_events(self) -> int:
         """Number of updates."""
-        return 0 if self.record is None else self.record.event + 1
+        return 0 if self.record is None else self.record.update + 1
 
     @property
     def n_refreshes(self) -> int:
@@ -632,7 +632,7 @@ class SVDTracker:
         if self._branch_numbers is not None:
             tolerance = self._settings["cluster_tolerance"]
             branches = self._branch_numbers.renumber(found, self.left_vectors, self.right_vectors, tolerance)
-            found = replace(found, event=found.event + self._n_earlier, branches=branches)
+            found = replace(found, update=found.update + self._n_earlier, branches=branches)
         self.record = found
         self._next_branch = max(self._next_branch, int(found.branches.max(initial=-1)) + 1)
         return found

@@ -302,12 +302,12 @@ class Options:
     # ------------------------------------------------------------------------------- flat representation
 
     @classmethod
-    def from_keywords(cls, given: Mapping[str, Any], function: str = "train") -> Options:
-        """Return the options that keyword arguments give, or raise as Python does for a wrong call.
+    def from_keywords(cls, arguments: Mapping[str, Any], function: str = "train") -> Options:
+        """Return the options that keyword arguments set, or raise as Python does for a wrong call.
 
         Parameters
         ----------
-        given : mapping
+        arguments : mapping
             Fields of this class and their values.
         function : str
             Name for the messages.
@@ -322,14 +322,16 @@ class Options:
             For an unknown name and for one that is missing. For a name of version 0.1.0 the message says
             where that option is now.
         """
-        check_keywords(given, MOVED_OPTIONS)
-        for name in given:
+        check_keywords(arguments, MOVED_OPTIONS)
+        for name in arguments:
             if name not in _FIELDS:
                 raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
-        missing = [name for name, each in _FIELDS.items() if each.default is MISSING and name not in given]
+        missing = [
+            name for name, each in _FIELDS.items() if each.default is MISSING and name not in arguments
+        ]
         if missing:
             raise TypeError(f"{function}() missing required keyword arguments: {', '.join(missing)}")
-        return cls(**given)
+        return cls(**arguments)
 
     def keywords(self) -> dict[str, Any]:
         """Return the options as keyword arguments of `train`."""
@@ -441,16 +443,16 @@ def only_keys_to_hash(flat: Mapping[str, Any]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ checks
 
 
-def _check_singular_values(given: str | int | None) -> str | int | None:
+def _check_singular_values(number: str | int | None) -> str | int | None:
     """Return "all", a positive number, or None for no singular values."""
-    if given is None or given is False:
+    if number is None or number is False:
         return None
-    if isinstance(given, str):
-        if given == "all":
-            return given
-        raise ValueError(f'record.singular_values is {given!r}; wanted "all", a number or None')
-    number = check_count(given, "record.singular_values", minimum=0, maximum=None)
-    return min(number, ALL_VALUES) or None
+    if isinstance(number, str):
+        if number == "all":
+            return number
+        raise ValueError(f'record.singular_values is {number!r}; wanted "all", a number or None')
+    count = check_count(number, "record.singular_values", minimum=0, maximum=None)
+    return min(count, ALL_VALUES) or None
 
 
 def _check_optimizer(optimizer: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Learning rates: given, automatic and adaptive ones, and the largest at which a minimum is stable."""
+"""Learning rates: constant, automatic and adaptive ones, and the largest at which a minimum is stable."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def learning_rates(
     weight_decay: npt.NDArray[np.float64],
     momentum: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
-    """Return the constant learning rates of the layers: the given ones, or those of "auto"."""
+    """Return the constant learning rates of the layers: the numbers of the options, or those of "auto"."""
     n_layers = len(weights)
     if not isinstance(learning_rate, str):
         return per_layer(learning_rate, "learning_rate (eta)", n_layers)

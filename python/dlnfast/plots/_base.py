@@ -410,7 +410,7 @@ def measure_features(
         labels = None if run.problem is None else run.problem.labels
     if labels is None:
         raise ValueError(
-            "labels is not given and the run's problem has none (files store no samples: pass X and labels); "
+            "labels is None and the run's problem has none (files store no samples: pass X and labels); "
             "wanted one per sample"
         )
     features = run.features(0, X, step)

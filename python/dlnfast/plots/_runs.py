@@ -274,7 +274,7 @@ class AngleDisplay(CurvesDisplay):
         l, for the legend.
     side : {"right", "left"}
         v_i or u_i.
-    reference : {"limit", "first_step", "given"}
+    reference : {"limit", "first_step", "custom"}
         Vectors from which the angles are measured: those at t -> 0+, those after the first step, or others.
 
     Attributes
@@ -331,7 +331,7 @@ class AngleDisplay(CurvesDisplay):
             rank=drawn_rank(run, layer, angles.shape[1]),
             layer=layer_label(run, layer),
             side=side,
-            reference=reference if isinstance(reference, str) else "given",
+            reference=reference if isinstance(reference, str) else "custom",
         )
 
     def _axis_label(self) -> str:
