@@ -376,7 +376,7 @@ def test_missing_cifar10_names_every_path_that_was_tried(tmp_path, monkeypatch):
     write_pickles(tmp_path)
     for name in ("data_batch_2", "data_batch_5"):
         (tmp_path / name).unlink()
-    with pytest.raises(FileNotFoundError, match=r"lacks data_batch_2, data_batch_5 beside other files"):
+    with pytest.raises(FileNotFoundError, match=r"lacks data_batch_2, data_batch_5 among other files"):
         load_cifar10(tmp_path)
     assert len(load_cifar10(tmp_path, "test")[0]) == 21
     monkeypatch.delenv("DLNFAST_DATA", raising=False)

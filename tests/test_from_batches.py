@@ -638,8 +638,8 @@ def test_fashion_mnist_in_a_hundred_pieces(fashion, real):
     first = merged_at_random(rng, parts)
     for _ in range(1 if real else 2):
         other = merged_at_random(rng, [parts[i] for i in rng.permutation(100)])
-        for got, wanted in zip(rounded(other), rounded(first), strict=True):
-            assert share(got, wanted) < 1e-16
+        for one, another in zip(rounded(other), rounded(first), strict=True):
+            assert share(one, another) < 1e-16
     found = first.problem()
     allowed = 0 if not real else 1e-15
     assert share(found.input_gram, wanted.input_gram) <= allowed
