@@ -26,6 +26,10 @@
 
 namespace dlnfast {
 
+// Mode "automatic" decomposes matrices whose smaller side is at most this, except those in double precision
+// of which a few values make up all of W: there a sweep is cheaper, and its bounds are as good.
+inline constexpr Index largest_full_size = 320;
+
 enum class Tier { reduced = 0, factored = 1, dense = 2, full = 3 };
 enum class Completeness { none = 0, probabilistic = 1, rigorous = 2 };
 enum class TrackerMode { automatic, dense, full };
@@ -79,10 +83,10 @@ struct TrackerRecord {
   Index multiplicity = 0;      // number of directions with the value rho
   double seconds = 0.0;
   Index n_columns = 0;  // number of vectors multiplied by W or W^T
-  DLNFAST_FIELDS("TrackerRecord", update, tier, completeness, refreshed, values, errors, gaps, signs,
-                 clusters, branches, left_angles, right_angles, left_block, right_block, norm, tail,
-                 drift, vector_error, truncated, orthogonality, overlap, rho, rho_spread,
-                 multiplicity, seconds, n_columns)
+  DLNFAST_FIELDS("TrackerRecord", update, tier, completeness, refreshed, values, errors, gaps,
+                 signs, clusters, branches, left_angles, right_angles, left_block, right_block,
+                 norm, tail, drift, vector_error, truncated, orthogonality, overlap, rho,
+                 rho_spread, multiplicity, seconds, n_columns)
 };
 
 template <class T>

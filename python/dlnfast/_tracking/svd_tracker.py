@@ -199,16 +199,12 @@ def _build_record(raw: dict[str, Any]) -> TrackerRecord:
     return TrackerRecord(singular_values=values, **raw)
 
 
-#: Largest smaller side of a matrix that mode "auto" decomposes completely for any k.
-_MAX_DECOMPOSED: Final = 128
-
-
 def is_decomposed(shape: tuple[int, ...], k: int) -> bool:
     """Return whether a tracker of k values in mode "auto" decomposes matrices of this shape completely.
 
-    It does if a side is not longer than the blocks of the iteration.
+    It does if a side is not longer than the blocks of the iteration, or short enough for a Gram matrix.
     """
-    return bool(min(shape) <= max(_MAX_DECOMPOSED, 3 * (k + DEFAULTS["n_guards"])))
+    return bool(min(shape) <= max(core.LARGEST_FULL_SIZE, 3 * (k + DEFAULTS["n_guards"])))
 
 
 class SVDTracker:
@@ -223,8 +219,10 @@ class SVDTracker:
     k : int
         Number of singular values; limited to that of all values.
     mode : {"auto", "dense", "full"}
-        "auto" decomposes matrices whose smaller side is at most 128, or at most 3 (k + guards), and iterates
-        on larger ones. "dense" always iterates, "full" always decomposes.
+        "auto" decomposes matrices whose smaller side is at most 320, or at most 3 (k + guards), and iterates
+        on larger ones, and on matrices in double precision above 128 that the block represents to 1e-3. For
+        few values it decomposes a Gram matrix, with errors of at most 1e-10 (single precision: 2e-6) of the
+        largest value. "dense" always iterates, "full" always computes an SVD.
     tolerance : float
         Largest allowed error, relative to the largest value. If an error exceeds it, the bounds are computed
         again, and, if a value was missed, the vectors too.
