@@ -353,7 +353,7 @@ def _tracker() -> Format:
             state = decode(json.loads((folder / "state.json").read_bytes()))
         tracker = dln.SVDTracker.from_state_dict(state)
         record = tracker.update(np.random.default_rng(0).standard_normal((7, 7)))
-        return tracker.n_events, record.singular_values.tobytes(), record.branches.tobytes()
+        return tracker.n_updates, record.singular_values.tobytes(), record.branches.tobytes()
 
     return Format(make, load, "json")
 

@@ -13,6 +13,7 @@ from tolerances import tolerance
 import dlnfast as dln
 from dlnfast import reference
 from dlnfast._closure.certificate import Certificate
+from dlnfast._support.dispatch import core
 from dlnfast._training import choice
 from dlnfast._training.core_engines import DenseEngine
 from dlnfast._training.engines import load_engine
@@ -30,14 +31,15 @@ class NumpyJob(DenseJob):
         velocity = [np.zeros_like(w) for w in self.weights]
         for step in range(request.steps + 1):
             arguments["loss"][step] = request.problem.loss(reference.end_to_end(self.weights))
-            counts[0] += 1
+            counts[core.Count.losses] += 1
             if step % request.record_every == 0 or step == request.steps:
-                arguments["record_steps"][counts[1]] = step
+                record = counts[core.Count.records]
+                arguments["record_steps"][record] = step
                 for values, w in zip(
                     self.values, self.weights, strict=False
                 ):  # empty if no values are recorded
-                    values[counts[1]] = np.linalg.svd(w, compute_uv=False)[: values.shape[1]]
-                counts[1] += 1
+                    values[record] = np.linalg.svd(w, compute_uv=False)[: values.shape[1]]
+                counts[core.Count.records] += 1
             if step == request.steps:
                 return "finished", step, 0
             gradients = reference.gradients(self.weights, target, None, request.problem.loss_scale)

@@ -818,7 +818,7 @@ def test_a_tracker_continues_from_the_state_of_another(mode, dtype):
         assert np.all(gap <= found.errors + wanted.errors)
         assert sorted(found.branches) == [0, 1, 2]
         np.testing.assert_array_equal(found.branches, wanted.branches)
-    assert again.n_events == whole.n_events == len(times)
+    assert again.n_updates == whole.n_updates == len(times)
     # Again, from a tracker that was itself restored.
     third = dln.SVDTracker.from_state_dict(again.state_dict())
     np.testing.assert_array_equal(third.update(matrix(times[-1])).branches, records[-1].branches)

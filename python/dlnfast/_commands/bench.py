@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PEER",
         nargs="+",
         default=list(PEERS),
-        help=f"who takes part: {', '.join(PEERS)} (default: all)",
+        help=f"implementations to time: {', '.join(PEERS)} (default: all)",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: to see that everything runs")
     parser.add_argument("--repeats", type=int, metavar="N", help="rounds of turns (default: 5, quick 2)")

@@ -53,7 +53,9 @@ def _add_settings(parser: argparse.ArgumentParser, name: str) -> None:
     module = figures.load(name)
     duration = figures.quick_takes(module)
     quick = (
-        f"a smaller setting, {duration}" if figures.quick_settings(module) else "the same: it is quick anyway"
+        f"a smaller setting, {duration}"
+        if figures.quick_settings(module)
+        else "no effect, as it takes seconds"
     )
     parser.add_argument("--quick", action="store_true", help=quick)
     for option in figures.options(module.Settings):

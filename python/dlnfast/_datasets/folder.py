@@ -39,8 +39,8 @@ def data_root(path: str | os.PathLike[str] | None, wanted: str) -> Path:
     chosen = os.environ.get("DLNFAST_DATA") if path is None else path
     if chosen is None or (isinstance(chosen, str) and not chosen):
         raise FileNotFoundError(
-            "path is None and the environment variable DLNFAST_DATA is not set; wanted the folder of "
-            f"{wanted}"
+            "path (figures: --data) is None and the environment variable DLNFAST_DATA is not set; wanted the "
+            f"folder of {wanted}"
         )
     return check_path(chosen, "path")
 

@@ -319,7 +319,7 @@ class SVDTracker:
     def __repr__(self) -> str:
         """Return the number of values, the shape and precision of W, and the number of updates."""
         matrix = "no matrix yet" if self._shape is None else f"shape {self._shape}, {self._dtype}"
-        return f"SVDTracker(k={self.k}, {matrix}, {self.n_events} updates)"
+        return f"SVDTracker(k={self.k}, {matrix}, {self.n_updates} updates)"
 
     # ------------------------------------------------------------------------------------- updates
 
@@ -461,7 +461,7 @@ class SVDTracker:
     # ------------------------------------------------------------------------------------- results
 
     @property
-    def n_events(self) -> int:
+    def n_updates(self) -> int:
         """Number of updates."""
         return 0 if self.record is None else self.record.update + 1
 
@@ -554,7 +554,7 @@ class SVDTracker:
             "n_threads": self._n_threads,
             "shape": list(self._shape),
             "dtype": self._dtype.name,
-            "events": self.n_events,
+            "events": self.n_updates,
             "values": np.array(self.record.singular_values),
             "branches": np.array(self.record.branches, dtype=np.int64),
             "next_branch": self._next_branch,

@@ -105,9 +105,13 @@ class Job(Protocol):
     #: Keys of the options added after version 0.1.0 that the job reads; it refuses all others.
     reads: ClassVar[frozenset[str]]
 
-    def run(self, arguments: types.Run) -> tuple[types.Outcome, int, int]: ...
+    def run(self, arguments: types.Run) -> tuple[types.Outcome, int, int]:
+        """Run; return the outcome, the last step, and the layer that grew most (0 unless diverged)."""
+        ...
 
-    def states(self, outputs: Outputs, complete: bool) -> States: ...
+    def states(self, outputs: Outputs, complete: bool) -> States:
+        """Return the recorded states; `complete` says that the run is finished."""
+        ...
 
 
 class ResumableJob(Job, Protocol):

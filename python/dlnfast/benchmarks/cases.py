@@ -506,7 +506,8 @@ def reduced_step(options: Options) -> dict[str, Any]:
             timed = record.time_interleaved(options.repeats, **jobs)
             step = (timed["long"]["median"] - timed["short"]["median"]) / (2 * n)
             rows.append({"rank": rank, "dim": dim, "nanoseconds_per_step": step * 1e9, "seconds": timed})
-            print(f"reduced step, r = {rank}, L = 3, d = {dim:5d}: {step * 1e9:7.0f} ns")
+            shown = f"{step * 1e9:7.0f} ns" if step > 0 else "not measurable: other programs used the cores"
+            print(f"reduced step, r = {rank}, L = 3, d = {dim:5d}: {shown}")
     return {"case": "reduced-step", "rows": rows}
 
 

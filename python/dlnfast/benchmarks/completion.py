@@ -146,7 +146,7 @@ def completion(options: Options) -> dict[str, Any]:
         rows.append(row)
         print(
             f"  {name:<14} gamma = {outer:<5g} {taken:6d} steps {seconds:6.2f} s "
-            f"({1e3 * row['step_seconds']:.3f} ms a step, {setup:.2f} s set-up), "
+            f"({1e3 * max(row['step_seconds'], 0.0):.3f} ms a step, {setup:.2f} s set-up), "
             f"recovery error {row['recovery_error']:.2e}"
             + (f", below 1e-12 from step {row['below_1e-12']}" if row["below_1e-12"] is not None else ""),
             flush=True,

@@ -43,7 +43,7 @@ class Settings:
     outputs: tuple[int, ...] = setting(tuple(cases.SWEEPS["outputs"][0]), "K, at most d")
     samples: tuple[int, ...] = setting(tuple(cases.SWEEPS["samples"][0]), "N, at least d")
     memory_widths: tuple[int, ...] = setting(tuple(cases.SWEEPS["memory"][0]), "d, for memory")
-    peers: tuple[str, ...] = setting(tuple(PEERS), "who takes part", choices=tuple(PEERS))
+    peers: tuple[str, ...] = setting(tuple(PEERS), "implementations to time", choices=tuple(PEERS))
     repeats: int = setting(5, "rounds of turns")
 
 

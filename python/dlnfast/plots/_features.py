@@ -70,7 +70,7 @@ class FeatureDisplay(Display):
         step : int
             Recorded step; -1 for the last.
         X : array_like, shape (d_x, N), optional
-            Inputs in problem coordinates. Default: those of the problem.
+            Inputs after `Problem.transform`. Default: those of the problem.
         labels : array_like, shape (N,), optional
             Class of each sample. Default: those of the problem.
         theory : array_like, shape (L,), optional

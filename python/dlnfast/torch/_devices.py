@@ -41,7 +41,7 @@ def find_device(device: object, dtype: npt.DTypeLike) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"device is {device!r}, on which PyTorch cannot hold {precision} numbers here ({reason}); wanted "
-            'one such as "cpu" or "cuda"'
+            'another one, such as "cpu"'
         ) from error
     return probe.device
 
