@@ -21,22 +21,30 @@ constexpr double projection_errors = 32.0;
 constexpr double part_ratio = 1e-2;
 constexpr int most_parts = 4;
 
-// Makes row i of x orthogonal to the rows above and of length 1. Where nothing is left of it, a random row
-// takes its place.
+void project_out_rows_above(Matrix<double>& x, Index i) {
+  for (Index k = 0; k < i; ++k) x.row(i) -= x.row(i).dot(x.row(k)) * x.row(k);
+}
+
+// Makes row i of x orthogonal to the rows above and of length 1. A row that mostly depends on them was lost
+// in rounding errors: a random one takes its place.
 void orthonormalize_row(Matrix<double>& x, Index i, Random& random) {
   auto row = x.row(i);
-  for (double left = 0.0; left < 0.5;) {
+  // Of a random row little is left where the rows above span nearly all dimensions.
+  double least = 0.5;
+  for (int attempt = 0; attempt < 100; ++attempt, least = 1e-6) {
     const double length = row.norm();
-    if (length > 0.0) row /= length;
-    for (int pass = 0; pass < 2 && length > 0.0; ++pass) {
-      for (Index k = 0; k < i; ++k) row -= row.dot(x.row(k)) * x.row(k);
-      if (pass == 0) left = row.norm();
+    if (length > 0.0) {
+      row /= length;
+      project_out_rows_above(x, i);
+      const double left = row.norm();
+      if (left >= least) {
+        row /= left;
+        project_out_rows_above(x, i);
+        row /= row.norm();
+        return;
+      }
     }
-    if (left >= 0.5) {
-      row /= row.norm();
-    } else {
-      random.fill(MatrixRef<double>(row.data(), 1, row.size()));
-    }
+    random.fill(MatrixRef<double>(row.data(), 1, row.size()));
   }
 }
 
