@@ -9,9 +9,6 @@
 namespace dlnfast {
 namespace {
 
-// Matrices whose smaller side is at most this use the full tier whatever k is.
-constexpr Index full_size = 128;
-
 // Errors, relative to the largest value, up to which Gram matrices are not refined further. What float
 // weights lose by rounding is of this size.
 constexpr double double_tolerance = 1e-10;
@@ -20,13 +17,9 @@ constexpr double float_tolerance = 2e-6;
 }  // namespace
 
 template <class T>
-FullTierUse FullTier<T>::use(TrackerMode mode, Index smaller, Index p) {
-  if (mode == TrackerMode::dense) return FullTierUse::never;
-  if (mode == TrackerMode::full || smaller <= full_size || 3 * p >= smaller)
-    return FullTierUse::always;
-  if (smaller > largest_full_size) return FullTierUse::never;
-  // In single precision the norm of a complement is known to 5e-3 ||W|| only.
-  return sizeof(T) == sizeof(double) ? FullTierUse::unless_low_rank : FullTierUse::always;
+bool FullTier<T>::is_chosen(TrackerMode mode, Index smaller, Index p) {
+  return mode == TrackerMode::full ||
+         (mode == TrackerMode::automatic && (smaller <= largest_full_size || 3 * p >= smaller));
 }
 
 template <class T>

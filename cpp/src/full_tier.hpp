@@ -14,8 +14,6 @@
 
 namespace dlnfast {
 
-enum class FullTierUse { never, unless_low_rank, always };
-
 template <class T>
 class FullTier {
  public:
@@ -23,8 +21,8 @@ class FullTier {
   FullTier(const TrackerSettings& settings, SubspaceIteration<T>& subspace, TrackerScale<T>& scale)
       : settings_(settings), subspace_(subspace), scale_(scale) {}
 
-  // Which matrices of this shape, with blocks of p vectors, use this tier.
-  static FullTierUse use(TrackerMode mode, Index smaller, Index p);
+  // Whether matrices of this shape, with blocks of p vectors, use this tier.
+  static bool is_chosen(TrackerMode mode, Index smaller, Index p);
 
   // Replaces the reported pairs by those of W, and fills the record's errors.
   void update(MatrixRef<const T> w, TrackerRecord& record, const Context& context);

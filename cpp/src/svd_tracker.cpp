@@ -28,9 +28,6 @@
 namespace dlnfast {
 namespace {
 
-// Share of the largest value below which the complement of the block counts as small.
-constexpr double low_rank_share = 1e-3;
-
 TrackerShape checked_shape(Index m, Index n, const TrackerSettings& settings) {
   if (m < 1 || n < 1) {
     throw ShapeError("a matrix of shape (" + std::to_string(m) + ", " + std::to_string(n) +
@@ -66,7 +63,7 @@ class SvdTracker<T>::Impl {
         full_(settings, subspace_, scale_),
         factored_(settings, subspace_, random_),
         recording_(settings, subspace_),
-        full_tier_use_(FullTier<T>::use(settings.mode, shape_.smaller, subspace_.size())) {}
+        is_decomposed_(FullTier<T>::is_chosen(settings.mode, shape_.smaller, subspace_.size())) {}
 
   const TrackerShape& shape() const { return shape_; }
   const TrackerRecord& record() const { return recording_.record(); }
@@ -83,16 +80,14 @@ class SvdTracker<T>::Impl {
     }
     set_context(context);
     leave_factored();
-    const bool is_full = matrix != nullptr && uses_full_tier();
-    const double moved = measure(w, matrix, is_full, drift);
+    const double moved = measure(w, matrix, drift);
     recording_.start_record(squared_norm_, start);
-    if (is_full) {
+    if (is_decomposed_ && matrix != nullptr) {
       full_.update(*matrix, recording_.record(), context_);
       dense_.tails().restart();
     } else {
       iterate(w, matrix);
     }
-    is_low_rank_ = has_low_rank();
     recording_.finish(dense_.tails().drift(), moved, context_);
     scale_.convert(recording_.record());
     return record();
@@ -126,20 +121,6 @@ class SvdTracker<T>::Impl {
   }
 
  private:
-  bool uses_full_tier() const {
-    return full_tier_use_ == FullTierUse::always ||
-           (full_tier_use_ == FullTierUse::unless_low_rank && !is_low_rank_);
-  }
-
-  // Whether the norm of the complement alone is a good bound on every value outside the block.
-  bool has_low_rank() const {
-    if (full_tier_use_ != FullTierUse::unless_low_rank || squared_norm_ < 0.0) return false;
-    const std::vector<double>& s = subspace_.reported().values;
-    double complement = squared_norm_;
-    for (const double value : s) complement -= square(value);
-    return complement <= square(low_rank_share * s[0]);
-  }
-
   void set_context(const Context& context) {
     context_ = context;
     context_.workspace = &workspace_;
@@ -156,9 +137,9 @@ class SvdTracker<T>::Impl {
 
   // Measures W and chooses the unit. Returns `drift` in this unit; infinity if it is unknown or the
   // unit changed.
-  double measure(const LinearOperator<T>& w, const MatrixRef<const T>* matrix, bool is_full,
-                 double drift) {
-    double norm = dense_.origin().measure(is_full ? nullptr : matrix, recording_.count(), context_);
+  double measure(const LinearOperator<T>& w, const MatrixRef<const T>* matrix, double drift) {
+    double norm =
+        dense_.origin().measure(is_decomposed_ ? nullptr : matrix, recording_.count(), context_);
     if (!dense_.origin().is_compared()) norm = w.norm(context_);
     const bool is_matrix = matrix != nullptr;
     if (is_matrix && !std::isfinite(norm)) {
@@ -196,8 +177,7 @@ class SvdTracker<T>::Impl {
   FullTier<T> full_;
   FactoredTier<T> factored_;
   TrackerRecording<T> recording_;
-  FullTierUse full_tier_use_;   // for matrices; operators use the dense tier
-  bool is_low_rank_ = false;    // at the last update
+  bool is_decomposed_;          // use the full tier for matrices; operators use the dense tier
   double squared_norm_ = -1.0;  // ||W||_F^2 in this unit; negative: unknown
 };
 

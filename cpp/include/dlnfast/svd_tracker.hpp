@@ -26,9 +26,8 @@
 
 namespace dlnfast {
 
-// Mode "automatic" decomposes matrices whose smaller side is at most this, except those in double precision
-// of which a few values make up all of W: there a sweep is cheaper, and its bounds are as good.
-inline constexpr Index largest_full_size = 320;
+// Mode "automatic" decomposes matrices whose smaller side is at most this, whatever k is.
+inline constexpr Index largest_full_size = 128;
 
 enum class Tier { reduced = 0, factored = 1, dense = 2, full = 3 };
 enum class Completeness { none = 0, probabilistic = 1, rigorous = 2 };

@@ -219,10 +219,9 @@ class SVDTracker:
     k : int
         Number of singular values; limited to that of all values.
     mode : {"auto", "dense", "full"}
-        "auto" decomposes matrices whose smaller side is at most 320, or at most 3 (k + guards), and iterates
-        on larger ones, and on matrices in double precision above 128 that the block represents to 1e-3. For
-        few values it decomposes a Gram matrix, with errors of at most 1e-10 (single precision: 2e-6) of the
-        largest value. "dense" always iterates, "full" always computes an SVD.
+        "auto" decomposes matrices whose smaller side is at most 128, or at most 3 (k + guards), and iterates
+        on larger ones. For few values it decomposes a Gram matrix, with errors of at most 1e-10 (single
+        precision: 2e-6) of the largest value. "dense" always iterates, "full" always computes an SVD.
     tolerance : float
         Largest allowed error, relative to the largest value. If an error exceeds it, the bounds are computed
         again, and, if a value was missed, the vectors too.

@@ -141,12 +141,12 @@ def track(
 
     Cost: 4 m n (k + 8) flops per record and m x n matrix, the same for the change, and the products for new
     bounds (see `SVDTracker`). Weights stay on their device and only blocks of k + 8 vectors are copied,
-    except for matrices that are decomposed as a whole: those with a side of at most 320, or 3 (k + 8).
+    except for matrices that are decomposed as a whole: those with a side of at most 128, or 3 (k + 8).
     Half precisions are read as float32. Memory: one copy of the tracked weights (``change=True``), about
     5 (k + 8) + 300 vectors of the lengths of each matrix's sides, and one matrix for each thread.
 
     The update of an adapter is tracked as the product of its thin factors. The product is computed only if a
-    side is at most 320. It has r singular values.
+    side is at most 128. It has r singular values.
 
     With data parallelism every process has a copy of the weights: track in one process. Weights that are
     sharded over processes (FSDP) are refused: use `RowSharded` for such a matrix.
