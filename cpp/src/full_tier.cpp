@@ -5,6 +5,7 @@
 
 #include "dlnfast/safe_resize.hpp"
 #include "dlnfast/singular_values.hpp"
+#include "gram_decomposition.hpp"
 
 namespace dlnfast {
 namespace {
@@ -25,17 +26,13 @@ bool FullTier<T>::is_chosen(TrackerMode mode, Index smaller, Index p) {
 template <class T>
 void FullTier<T>::update(MatrixRef<const T> w, TrackerRecord& record, const Context& context) {
   const TrackerShape& shape = subspace_.shape();
-  const Index k = shape.k, p = subspace_.size();
   record.tier = Tier::full;
   record.completeness = Completeness::rigorous;
   if (settings_.follow) subspace_.allocate();
   const MatrixRef<const T> scaled = scale_.scaled(w);
   if (!decompose_gram(scaled, record, context)) decompose(scaled, record, context);
   scale_.release();
-  const std::vector<double>& s = subspace_.reported().values;
-  const double error = record.errors[k - 1];
-  record.tail = (k < p ? s[k] : (p == shape.smaller ? 0.0 : s[k - 1])) + error;
-  if (k == shape.smaller) find_shared_value(record);
+  if (shape.k == shape.smaller) find_shared_value(record);
   if (settings_.follow) subspace_.start_from_reported();
 }
 
@@ -49,15 +46,18 @@ bool FullTier<T>::decompose_gram(MatrixRef<const T> w, TrackerRecord& record,
     return false;
   }
   const double tolerance = is_double ? double_tolerance : float_tolerance;
-  gram_.compute<T>(w, p, k, tolerance, settings_.follow, context);
+  GramDecomposition gram;  // its copy of W is as large as W, so it does not outlive the update
+  gram.compute<T>(w, p, k, tolerance, settings_.follow, context);
   SingularPairs<T>& pairs = subspace_.reported();
-  std::copy(gram_.values().begin(), gram_.values().end(), pairs.values.begin());
-  std::copy_n(gram_.errors().begin(), k, record.errors.begin());
+  std::copy(gram.values().begin(), gram.values().end(), pairs.values.begin());
+  std::copy_n(gram.errors().begin(), k, record.errors.begin());
+  // Smaller values have larger errors.
+  set_tail(gram.errors()[k < p ? k : k - 1], record);
   subspace_.set_rounding_bound(pairs.values[0]);
   if (settings_.follow) {
-    pairs.left = gram_.left().template cast<T>();
-    pairs.right = gram_.right().template cast<T>();
-    record.vector_error = gram_.angle_error(k);
+    safe_assign_both(pairs.left, gram.left().template cast<T>(), pairs.right,
+                     gram.right().template cast<T>());
+    record.vector_error = gram.angle_error(k);
   }
   return true;
 }
@@ -76,10 +76,19 @@ void FullTier<T>::decompose(MatrixRef<const T> w, TrackerRecord& record, const C
   for (Index i = 0; i < p; ++i) pairs.values[i] = static_cast<double>(values(0, i));
   subspace_.set_rounding_bound(pairs.values[0]);
   for (Index i = 0; i < shape.k; ++i) record.errors[i] = subspace_.rounding_bound();
+  set_tail(subspace_.rounding_bound(), record);
   if (settings_.follow) {
     safe_assign_both(pairs.left, left.transpose(), pairs.right, right.transpose());
     record.vector_error = 0.0;
   }
+}
+
+// Bounds every value that is not reported by the next one, which has this error.
+template <class T>
+void FullTier<T>::set_tail(double error, TrackerRecord& record) const {
+  const std::vector<double>& s = subspace_.reported().values;
+  const Index k = subspace_.shape().k, p = subspace_.size();
+  record.tail = (k < p ? s[k] : (p == subspace_.shape().smaller ? 0.0 : s[k - 1])) + error;
 }
 
 // Sets rho to the middle of the longest run of equal values.

@@ -8,7 +8,6 @@
 #pragma once
 
 #include "dlnfast/svd_tracker.hpp"
-#include "gram_decomposition.hpp"
 #include "subspace_iteration.hpp"
 #include "tracker_scale.hpp"
 
@@ -30,12 +29,12 @@ class FullTier {
  private:
   bool decompose_gram(MatrixRef<const T> w, TrackerRecord& record, const Context& context);
   void decompose(MatrixRef<const T> w, TrackerRecord& record, const Context& context);
+  void set_tail(double error, TrackerRecord& record) const;
   void find_shared_value(TrackerRecord& record) const;
 
   TrackerSettings settings_;
   SubspaceIteration<T>& subspace_;
   TrackerScale<T>& scale_;
-  GramDecomposition gram_;
 };
 
 extern template class FullTier<float>;

@@ -60,10 +60,13 @@ void GramDecomposition::compute(MatrixRef<const T> w, Index p, Index k, double t
   errors_.assign(static_cast<std::size_t>(p), 0.0);
   safe_resize(x_, p, std::min(w.rows, w.cols));
   safe_resize(y_, p, std::max(w.rows, w.cols));
+  const double length =
+      static_cast<double>(y_.cols()) + reflection_errors * static_cast<double>(x_.cols());
   double inherited = 0.0;  // error (2) of the parts before
   for (Index begin = 0, end = 0, part = 1; begin < p; begin = end, ++part) {
-    const double norm = w_.norm();
-    const double delta = decompose(begin, context);
+    const double squared_norm = decompose(begin, context);
+    const double delta =
+        length * epsilon<double>() * squared_norm + std::numeric_limits<double>::min();
     for (Index i = begin; i < p; ++i) {
       const double s = std::sqrt(std::max(eigen_.values()[i - begin], 0.0));
       values_[i] = begin > 0 ? std::min(s, values_[begin - 1]) : s;
@@ -79,22 +82,20 @@ void GramDecomposition::compute(MatrixRef<const T> w, Index p, Index k, double t
     for (Index i = begin > 0 ? begin : p; i < end; ++i) orthonormalize_row(x_, i, random);
     project(begin, end, context);
     for (Index i = begin; with_vectors && i < end; ++i) orthonormalize_row(y_, i, random);
-    inherited += delta / values_[end - 1] + projection_errors * epsilon<double>() * norm;
+    inherited +=
+        delta / values_[end - 1] + projection_errors * epsilon<double>() * std::sqrt(squared_norm);
   }
 }
 
 double GramDecomposition::decompose(Index begin, const Context& context) {
-  const Index smaller = x_.cols(), larger = y_.cols();
-  safe_resize(gram_, smaller, smaller);
+  safe_resize(gram_, x_.cols(), x_.cols());
   const Op first = is_wide_ ? Op::none : Op::transpose;
   const Op second = is_wide_ ? Op::transpose : Op::none;
   multiply<double>(1.0, view(w_), first, view(w_), second, 0.0, MatrixRef<double>(gram_), context);
   const double squared_norm = gram_.trace();
   context.poll();
   eigen_.find_values(gram_, static_cast<Index>(values_.size()) - begin);
-  const double length =
-      static_cast<double>(larger) + reflection_errors * static_cast<double>(smaller);
-  return length * epsilon<double>() * squared_norm + std::numeric_limits<double>::min();
+  return squared_norm;
 }
 
 void GramDecomposition::project(Index begin, Index end, const Context& context) {

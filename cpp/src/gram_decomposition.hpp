@@ -35,9 +35,8 @@ class GramDecomposition {
                const Context& context);
 
   const std::vector<double>& values() const { return values_; }  // p, descending
-  const std::vector<double>& errors() const {
-    return errors_;
-  }  // bounds on |values()[i] - sigma_i|
+  // Bounds on |values()[i] - sigma_i|.
+  const std::vector<double>& errors() const { return errors_; }
   // Bound on sqrt(||sin U||_F^2 + ||sin V||_F^2) of the first j vectors; NaN without a gap after them.
   double angle_error(Index j) const;
   // Rows: p x m and p x n.
@@ -45,7 +44,7 @@ class GramDecomposition {
   const Matrix<double>& right() const { return is_wide_ ? y_ : x_; }
 
  private:
-  // Finds the eigenvalues for the pairs from `begin` of what is left of W; returns delta.
+  // Finds the eigenvalues for the pairs from `begin` of what is left of W; returns its ||W||_F^2.
   double decompose(Index begin, const Context& context);
   // Sets y_i = W^T x_i or W x_i, not normalised, for pairs begin .. end - 1, and takes them out of W.
   void project(Index begin, Index end, const Context& context);

@@ -11,6 +11,7 @@
 #include "dlnfast/errors.hpp"
 #include "dlnfast/simd.hpp"
 #include "dlnfast/threads.hpp"
+#include "inner_product.hpp"
 
 namespace dlnfast {
 namespace {
@@ -18,19 +19,8 @@ namespace {
 constexpr double entries_per_thread = 65536;
 constexpr Index rows_per_chunk = 16;
 
-// Four independent vector sums, to reach memory bandwidth.
 double inner_product_of_rows(const double* a, const double* b, Index n) {
-  using P = simd::Pack<double>;
-  typename P::Vector sums[4] = {};
-  Index j = 0;
-  for (; j + 4 * P::size <= n; j += 4 * P::size) {
-    simd::unroll<4>([&](auto i) DLNFAST_INLINE {
-      sums[i] += P::load(a + j + i * P::size) * P::load(b + j + i * P::size);
-    });
-  }
-  double total = P::sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
-  for (; j < n; ++j) total += a[j] * b[j];
-  return total;
+  return inner_product(a, b, n);
 }
 
 double inner_product_of_rows(const float* a, const float* b, Index n) {

@@ -7,6 +7,7 @@
 
 #include "dlnfast/safe_resize.hpp"
 #include "dlnfast/simd.hpp"
+#include "inner_product.hpp"
 #include "numbers.hpp"
 
 namespace dlnfast {
@@ -20,19 +21,6 @@ constexpr int chains = 4;  // vectors of bisections at a time, which hide the la
 // Distance of values, relative to ||T||, below which their vectors must be orthogonalised.
 constexpr double close = 1e-2;
 constexpr int inverse_steps = 3;
-
-double dot(const double* x, const double* y, Index n) {
-  Vector sum[4] = {};
-  Index i = 0;
-  for (; i + 4 * P::size <= n; i += 4 * P::size) {
-    simd::unroll<4>([&](auto j) DLNFAST_INLINE {
-      sum[j] += P::load(x + i + j * P::size) * P::load(y + i + j * P::size);
-    });
-  }
-  double total = P::sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
-  for (; i < n; ++i) total += x[i] * y[i];
-  return total;
-}
 
 void add_multiple(double* y, double factor, const double* x, Index n) {
   const Vector f = P::broadcast(factor);
@@ -148,7 +136,7 @@ bool normalize(double* x, Index n) {
   for (Index i = 0; i < n; ++i) largest = std::max(largest, std::abs(x[i]));
   if (!(largest > 0.0) || !std::isfinite(largest)) return false;
   for (Index i = 0; i < n; ++i) x[i] /= largest;
-  const double length = std::sqrt(dot(x, x, n));
+  const double length = std::sqrt(inner_product(x, x, n));
   for (Index i = 0; i < n; ++i) x[i] /= length;
   return true;
 }
@@ -180,7 +168,7 @@ void SymmetricEigen::tridiagonalize(Matrix<double>& a) {
     if (j + 1 == n) break;
     const Index first = j + 1, size = n - first;
     const double alpha = row[first];
-    const double tail = dot(row + first + 1, row + first + 1, size - 1);
+    const double tail = inner_product(row + first + 1, row + first + 1, size - 1);
     if (tail == 0.0) {
       off_diagonal_[j] = alpha;
       if (size == 1) continue;  // the pending update reaches the last row
@@ -202,7 +190,7 @@ void SymmetricEigen::tridiagonalize(Matrix<double>& a) {
       update_and_multiply<1>(a.data() + i * n + first, n, &v[i], &w[i], &v[first], &w[first],
                              &next[first], size, &y[i]);
     }
-    const double half = 0.5 * tau_[j] * tau_[j] * dot(&y[first], &next[first], size);
+    const double half = 0.5 * tau_[j] * tau_[j] * inner_product(&y[first], &next[first], size);
     for (Index c = first; c < n; ++c) {
       v[c] = next[c];
       w[c] = tau_[j] * y[c] - half * next[c];
@@ -271,7 +259,7 @@ void SymmetricEigen::iterate_inversely(Random& random) {
       for (int pass = 0; pass < 2; ++pass) {
         for (Index other = group; other < i; ++other) {
           const double* x = vectors_.data() + other * n;
-          add_multiple(z, -dot(x, z, n), x, n);
+          add_multiple(z, -inner_product(x, z, n), x, n);
         }
       }
       while (!normalize(z, n)) {
@@ -288,7 +276,7 @@ void SymmetricEigen::apply_reflections(const Matrix<double>& a) {
     const double* reflection = a.data() + j * n + j + 1;
     for (Index i = 0; i < vectors_.rows(); ++i) {
       double* x = vectors_.data() + i * n + j + 1;
-      add_multiple(x, -tau_[j] * dot(x, reflection, n - j - 1), reflection, n - j - 1);
+      add_multiple(x, -tau_[j] * inner_product(x, reflection, n - j - 1), reflection, n - j - 1);
     }
   }
 }

@@ -39,7 +39,7 @@ def data_root(path: str | os.PathLike[str] | None, wanted: str) -> Path:
     chosen = os.environ.get("DLNFAST_DATA") if path is None else path
     if chosen is None or (isinstance(chosen, str) and not chosen):
         raise FileNotFoundError(
-            "path (figures: --data) is None and the environment variable DLNFAST_DATA is not set; wanted the "
+            "no data folder: path is None and the environment variable DLNFAST_DATA is not set; wanted the "
             f"folder of {wanted}"
         )
     return check_path(chosen, "path")

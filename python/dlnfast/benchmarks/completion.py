@@ -144,9 +144,11 @@ def completion(options: Options) -> dict[str, Any]:
             "below_1e-12": _find_step_below(problem, run, 1e-12),
         }
         rows.append(row)
+        seconds_per_step = row["step_seconds"]
+        step = f"{1e3 * seconds_per_step:.3f} ms a step" if seconds_per_step > 0 else "steps not measurable"
         print(
             f"  {name:<14} gamma = {outer:<5g} {taken:6d} steps {seconds:6.2f} s "
-            f"({1e3 * max(row['step_seconds'], 0.0):.3f} ms a step, {setup:.2f} s set-up), "
+            f"({step}, {setup:.2f} s set-up), "
             f"recovery error {row['recovery_error']:.2e}"
             + (f", below 1e-12 from step {row['below_1e-12']}" if row["below_1e-12"] is not None else ""),
             flush=True,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from .. import measures
 from .._support.arrays import as_vector
 from ._base import COLOURS, Array, Display, make_axes, mask_nonpositive, measure_features, tidy_axes
-from ._fits import linear_fit, log_linear_fit
+from ._fits import LinearFit, LogLinearFit, linear_fit, log_linear_fit
 
 if TYPE_CHECKING:
     from typing import Self
@@ -30,6 +30,7 @@ class FeatureDisplay(Display):
 
     layers: Array
     theory: Array | None
+    fit: LinearFit | LogLinearFit | None
 
     @abstractmethod
     def __init__(self, layers: npt.ArrayLike, values: npt.ArrayLike, *, theory: npt.ArrayLike | None) -> None:
@@ -127,11 +128,10 @@ class FeatureDisplay(Display):
 
     def numbers(self) -> dict[str, Any]:
         """Return every number drawn: the layers, their values, the fit and theory."""
-        fit = getattr(self, "fit", None)
         return {
             "layers": self.layers.astype(int).tolist(),
             self._name: getattr(self, self._name).tolist(),
-            "fit": None if fit is None else fit._asdict(),
+            "fit": None if self.fit is None else self.fit._asdict(),
             "theory": None if self.theory is None else self.theory.tolist(),
         }
 
@@ -166,6 +166,8 @@ class FeatureCompressionDisplay(FeatureDisplay):
     >>> round(display.fit.ratio, 12)
     0.1
     """
+
+    fit: LogLinearFit | None
 
     _name = "compression"
     _y_label = r"compression $C_l = \mathrm{tr}\,\Sigma_W / \mathrm{tr}\,\Sigma_B$"
@@ -230,6 +232,8 @@ class FeatureDiscriminationDisplay(FeatureDisplay):
     >>> round(display.fit.slope, 12)
     0.05
     """
+
+    fit: LinearFit | None
 
     _name = "discrimination"
     _y_label = r"discrimination $D_l = 1 - \max_{k \ne k'} \cos(\mu_k, \mu_{k'})$"
