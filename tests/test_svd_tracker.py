@@ -56,6 +56,26 @@ def test_small_matrices_of_any_shape_and_rank_are_within_the_bounds(m, n, k, ran
         assert_within_bounds(record, W)
 
 
+@pytest.mark.parametrize("mode", ["auto", "dense", "full"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("next_value", [0.0, 1e-14, 1e-9, 1e-4, 0.3])
+def test_the_tail_bounds_the_next_value_of_a_matrix_of_nearly_rank_k(mode, dtype, next_value):
+    # A scaled Hadamard matrix times a diagonal one: the columns are exact, and so are the singular values.
+    hadamard = np.ones((1, 1))
+    while len(hadamard) < 256:
+        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
+    for dim, k in [(4, 3), (64, 3), (64, 63), (256, 3)]:
+        sigma = np.zeros(dim)
+        sigma[:k], sigma[k] = np.linspace(1.0, 0.5, k).astype(dtype), dtype(next_value)
+        W = hadamard[:dim, :dim] / np.sqrt(dim) * sigma
+        assert np.array_equal(W.astype(dtype), W)
+        tracker = dln.SVDTracker(k, mode=mode, n_threads=1)
+        for _ in range(2):
+            record = tracker.update(W.astype(dtype))
+            assert record.tail >= sigma[k]
+            assert np.all(np.abs(record.singular_values - sigma[:k]) <= record.errors)
+
+
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_every_level_and_number_of_threads_gives_the_same(core, n_threads, dtype):
