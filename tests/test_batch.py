@@ -169,7 +169,7 @@ def test_errors_name_bad_requests():
     problem, weights = make_white_problem(2), dln.orthogonal([DIM] * 4, 0.5)
     with pytest.raises(dln.ShapeError, match=r"problems: 2, learning_rate: 3"):
         dln.train_batch([problem] * 2, weights, learning_rate=[0.1, 0.2, 0.3], steps=1)
-    with pytest.raises(dln.AssumptionError, match="scaled rotation") as caught:
+    with pytest.raises(dln.AssumptionError, match="scaled isometry") as caught:
         dln.train_batch(problem, [weights, dln.gaussian([DIM] * 4)], learning_rate=0.1, steps=1)
     assert caught.value.__notes__ == ["in run 1 of the batch"]
     with pytest.raises(TypeError, match="problems holds ndarray"):

@@ -594,7 +594,7 @@ def test_the_report_describes_every_assumption():
         f"{2 * RANK} of {DIM} dimensions are active",
         f"target (Phi) has rank {RANK} of {DIM}, exactly",
         "input_gram (S) is the identity",
-        "weights[2] (W_3) is a scaled rotation",
+        "weights[2] (W_3) is a scaled isometry",
         "residuals: forward",
         f"outside: multiplicity {DIM - 2 * RANK} in layers 1 to 3, coupled, s = 1",
         "expected relative error",
@@ -604,7 +604,7 @@ def test_the_report_describes_every_assumption():
     problem, _ = square_case()
     text = closure(problem, dln.gaussian([DIM] * 4)).report()
     assert text.startswith("no small invariant subspaces were found")
-    assert "FAILS  weights[0] (W_1) is not a scaled rotation" in text
+    assert "FAILS  weights[0] (W_1) is not a scaled isometry" in text
     assert "-> start from dln.orthogonal(...)" in text
 
 

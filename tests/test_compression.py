@@ -309,7 +309,7 @@ def test_a_trained_network_has_the_rank_of_its_target(engine, depth):
     assert_chain(result, run.all_weights())
     target = run.problem.target.s
     assert result.singular_values[:RANK] == pytest.approx(target, rel=1e-3)  # as far as 8000 steps train
-    # Outside it is a scaled rotation, which each layer keeps and the product has in its L-th power.
+    # Outside it is a scaled isometry, which each layer keeps and the product has in its L-th power.
     rho = result.singular_values[RANK:-RANK]
     assert rho == pytest.approx(np.full(len(rho), rho[0]), rel=1e-6)
     assert result.layer_errors.min() > 3 * result.relative_error

@@ -99,7 +99,7 @@ void follows_drifts_of_all_shapes() {
   check_drift<T>(211, 150, 5, TrackerMode::automatic, false);
 }
 
-// A scaled rotation plus a growing low-rank matrix, as a network from an orthogonal start. The
+// A scaled isometry plus a growing low-rank matrix, as a network from an orthogonal start. The
 // values of the cluster have sharp bounds, because the certificate finds few different values.
 void cluster_values_are_sharp() {
   const Index d = 160, r = 6, k = 12;

@@ -117,3 +117,8 @@ def __getattr__(name: str) -> Any:
 
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, among them modules that are not imported yet."""
+    return sorted({*globals(), *__all__})

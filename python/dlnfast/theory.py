@@ -142,7 +142,7 @@ def first_order_split(problem: Problem, weights: Sequence[npt.ArrayLike], layer:
     problem : Problem
         Problem with white inputs; Phi has rank r.
     weights : sequence of array_like
-        W_1(0) .. W_L(0), scaled rotations; the last one may be wide, K x d (then eps_L Q_L in the formula is
+        W_1(0) .. W_L(0), scaled isometries; the last one may be wide, K x d (then eps_L Q_L in the formula is
         W_L(0), which need not have orthonormal rows).
     layer : int
         Number l of a square layer.
@@ -155,7 +155,7 @@ def first_order_split(problem: Problem, weights: Sequence[npt.ArrayLike], layer:
     Raises
     ------
     AssumptionError
-        If the inputs are not white, or a layer is not a scaled rotation.
+        If the inputs are not white, or a layer is not a scaled isometry.
     ShapeError
         If a layer is not d x d, or the last one not K x d with K < d.
     ValueError
@@ -196,7 +196,7 @@ def first_order_split(problem: Problem, weights: Sequence[npt.ArrayLike], layer:
         raise ValueError(f"layer is {layer}, the wide last one; wanted a square layer")
     scales = [scale_of(weight) for weight in matrices]
     if 0.0 in scales or not np.isfinite(scales).all():
-        raise AssumptionError(f"weights have scales {scales}; wanted layers that are scaled rotations")
+        raise AssumptionError(f"weights have scales {scales}; wanted layers that are scaled isometries")
     target = problem.dense_target()
     bases = plain.active_subspaces(matrices, scales, target)
     cores = [above.T @ w @ below for above, w, below in zip(bases[1:], matrices, bases[:-1], strict=True)]

@@ -112,7 +112,7 @@ def check_isometry(layer: int, rho: float, departure: float, dtype: npt.DTypeLik
         name=f"rotation of layer {layer}",
         measured=departure,
         limit=limit,
-        text=f"weights[{layer - 1}] (W_{layer}) {finding} a scaled rotation: "
+        text=f"weights[{layer - 1}] (W_{layer}) {finding} a scaled isometry: "
         + (f"||W^T W / eps^2 - I||_F / sqrt(d) = {departure:.1e}" if rho > 0 else "it is zero"),
         remedy='start from dln.orthogonal(...); or use engine="dense"',
         expected_error=min(1.0, ERROR_PER_DEPARTURE * departure),

@@ -59,7 +59,7 @@ def compressed_weights(
     basis : {"gradient", "surrogate"}
         "gradient": ``[V_1^T, C_1 .. C_L, U_L]``, L + 2 layers, with V_1 = A_0 an orthonormal basis of
         span[V_g, Q_{L:1}^T U_g] for the leading r_hat singular vectors of the gradient at W(0), U_L = A_L its
-        image and C_l = A_l^T W_l(0) A_{l-1}, all of them scaled rotations. "surrogate": ``[eps V_s^T, eps I,
+        image and C_l = A_l^T W_l(0) A_{l-1}, all of them scaled isometries. "surrogate": ``[eps V_s^T, eps I,
         .., eps U_s]``, L layers, with the leading singular vectors of the surrogate: ``Omega * Phi / p`` for
         observed entries, ``sum_i y_i A_i`` for measurements, Phi itself where it is known.
     depth, scale : int, float
@@ -76,7 +76,7 @@ def compressed_weights(
     ValueError
         For a rank above the dimensions, or an unknown basis.
     AssumptionError
-        For "gradient" with layers that are not scaled rotations.
+        For "gradient" with layers that are not scaled isometries.
 
     Notes
     -----
@@ -176,7 +176,7 @@ def _gradient_basis(
     space = find_closure(Problem(factors), weights, largest_share=1.0)
     if not space.holds:
         raise AssumptionError(
-            "the subspaces of the gradient do not close with these weights; wanted scaled rotations "
+            "the subspaces of the gradient do not close with these weights; wanted scaled isometries "
             f"(dln.orthogonal):\n{space.report()}"
         )
     dtype = space.cores[0].dtype

@@ -484,7 +484,7 @@ class SVDTracker:
     def seed(self, right: npt.ArrayLike) -> None:
         """Start the next update from these right vectors.
 
-        After the first gradient of a layer that was initialised as a scaled rotation, the right singular
+        After the first gradient of a layer that was initialised as a scaled isometry, the right singular
         vectors of the gradient and ``W(0)^T`` times its left ones span the subspace that changes (arXiv
         2306.01154).
 

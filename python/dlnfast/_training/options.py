@@ -113,7 +113,7 @@ class Record:
         engine always has them.
     tracking : {"auto", "dense", "full"}
         Method by which the dense engine computes singular values. "auto": in factored form,
-        O(d (k + K)^2), for layers that start as a scaled rotation and have thin updates; by decomposition for
+        O(d (k + K)^2), for layers that start as a scaled isometry and have thin updates; by decomposition for
         layers up to 128 wide or where a third of the values is wanted; otherwise by iteration from the last
         record. "dense": always by iteration. "full": always by decomposition. The torch engine never uses the
         factored form; on an accelerator it computes k values by iteration, which moves thin blocks only, and

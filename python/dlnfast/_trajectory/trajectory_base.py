@@ -409,7 +409,7 @@ class TrajectoryBase(ABC):
         side : {"right", "left"}
             Angles of the v_i or of the u_i.
         reference : {"limit", "first_step"} or array_like, shape (d, k)
-            "limit": the singular vectors for t -> 0+, which exist although those of a scaled rotation W(0)
+            "limit": the singular vectors for t -> 0+, which exist although those of a scaled isometry W(0)
             are arbitrary (for any other W(0): its own singular vectors). "first_step": the vectors after one
             step, with the angle 0 at step 0, as the authors of arXiv 2306.01154 plot them. Or an array of
             vectors.
