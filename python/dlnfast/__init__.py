@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import measures, reference, theory
@@ -10,14 +11,6 @@ from ._closure.certificate import Certificate
 from ._closure.closure import closure
 from ._closure.family import Family
 from ._closure.subspaces import Closure
-from ._completion.compress import CompressedNetwork, compress
-from ._completion.estimator import MatrixCompletion
-from ._completion.fitting import BiasOptions, EntryOptions, LayerOptions, StoppingOptions
-from ._completion.train_compressed import compressed_weights, train_compressed
-from ._config.sweep import SweepGrid, SweepResults, sweep
-from ._datasets.cifar10 import load_cifar10
-from ._datasets.images import load_fashion_mnist
-from ._datasets.ratings import Ratings, load_movielens
 from ._problem.data import one_hot
 from ._problem.low_rank import LowRank
 from ._problem.observations import Completion, Sensing
@@ -31,7 +24,6 @@ from ._tracking.svd_tracker import SVDTracker, TrackerRecord
 from ._training.batch import Batch, train_batch
 from ._training.options import Adaptive, Record
 from ._training.train import resume, train
-from ._trajectory.export import export
 from ._trajectory.load import load
 from ._trajectory.trajectory import Trajectory
 from ._version import __version__
@@ -41,6 +33,15 @@ from ._weights.initial import aligned, gaussian, orthogonal, uniform
 
 if TYPE_CHECKING:
     from . import figures, plots, torch
+    from ._completion.compress import CompressedNetwork, compress
+    from ._completion.estimator import MatrixCompletion
+    from ._completion.fitting import BiasOptions, EntryOptions, LayerOptions, StoppingOptions
+    from ._completion.train_compressed import compressed_weights, train_compressed
+    from ._config.sweep import SweepGrid, SweepResults, sweep
+    from ._datasets.cifar10 import load_cifar10
+    from ._datasets.images import load_fashion_mnist
+    from ._datasets.ratings import Ratings, load_movielens
+    from ._trajectory.export import export
 
 __all__ = [
     "Adaptive",
@@ -107,18 +108,33 @@ __all__ = [
     "uniform",
 ]
 
-_LAZY = ("plots", "figures", "torch")
+# Imported at first use, because not every program needs them: {module: its public names}.
+_LAZY_MODULES = ("plots", "figures", "torch")
+_LAZY_NAMES = {
+    "_completion.compress": ("CompressedNetwork", "compress"),
+    "_completion.estimator": ("MatrixCompletion",),
+    "_completion.fitting": ("BiasOptions", "EntryOptions", "LayerOptions", "StoppingOptions"),
+    "_completion.train_compressed": ("compressed_weights", "train_compressed"),
+    "_config.sweep": ("SweepGrid", "SweepResults", "sweep"),
+    "_datasets.cifar10": ("load_cifar10",),
+    "_datasets.images": ("load_fashion_mnist",),
+    "_datasets.ratings": ("Ratings", "load_movielens"),
+    "_trajectory.export": ("export",),
+}
+_MODULE_OF_NAME = {name: module for module, names in _LAZY_NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the parts that need matplotlib or PyTorch when they are first used."""
-    if name in _LAZY:
-        import importlib
-
+    """Import the module of a name that is used for the first time."""
+    if name in _LAZY_MODULES:
         return importlib.import_module(f".{name}", __name__)
+    if name in _MODULE_OF_NAME:
+        value = getattr(importlib.import_module(f".{_MODULE_OF_NAME[name]}", __name__), name)
+        globals()[name] = value
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    """Return the public names, among them modules that are not imported yet."""
+    """Return the public names, also those that are not imported yet."""
     return sorted({*globals(), *__all__})

@@ -10,7 +10,7 @@ namespace dlnfast {
 
 struct BuildInfo {
   std::string version;
-  std::string level;  // instruction set: baseline, v3, v4 or native
+  std::string level;  // instruction set: baseline, v3 or v4
   std::string compiler;
   std::string eigen;
   bool openmp;

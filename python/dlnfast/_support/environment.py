@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import platform
 from typing import Any, Final
 
@@ -27,6 +26,8 @@ def environment() -> dict[str, Any]:
 @functools.cache
 def version(package: str) -> str | None:
     """Return the version of a package, None if it is not installed."""
+    import importlib.metadata  # slow to import, and not needed by every program
+
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
