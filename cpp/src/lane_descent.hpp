@@ -66,6 +66,29 @@ class LaneCores {
   // Computes the losses of the cores, one per lane, and prepares `update`.
   virtual void evaluate(double* loss, Poller& poller) = 0;
   virtual void update(Poller& poller) = 0;
+
+ protected:
+  // Access to one lane of a block of n x n entries. Not per size, because it takes no part in a step.
+  __attribute__((noinline)) static void set_lane(T* block, Index n, int lane, const MatrixRef<const T>& m) {
+    for (Index entry = 0; entry < n * n; ++entry) block[entry * lanes + lane] = T(0);
+    for (Index i = 0; i < m.rows; ++i) {
+      for (Index j = 0; j < m.cols; ++j) block[(i * n + j) * lanes + lane] = m.row(i)[j];
+    }
+  }
+  __attribute__((noinline)) static void get_lane(const T* block, Index n, int lane, const MatrixRef<T>& m) {
+    for (Index i = 0; i < m.rows; ++i) {
+      for (Index j = 0; j < m.cols; ++j) m.row(i)[j] = block[(i * n + j) * lanes + lane];
+    }
+  }
+  __attribute__((noinline)) static double largest_in_lane(const T* block, Index n, int lane) {
+    double largest = 0.0;
+    for (Index entry = 0; entry < n * n; ++entry) {
+      const double x = std::abs(static_cast<double>(block[entry * lanes + lane]));
+      if (!std::isfinite(x)) return infinity;
+      largest = std::max(largest, x);
+    }
+    return largest;
+  }
 };
 
 template <class T, int Size>
@@ -161,20 +184,11 @@ class LaneDescent final : public LaneCores<T> {
   }
 
   void store_core(int lane, Index layer, const MatrixRef<T>& core) const override {
-    const Block& block = *weight_[layer];
-    for (Index i = 0; i < core.rows; ++i) {
-      for (Index j = 0; j < core.cols; ++j) core.row(i)[j] = block.a[(i * Size + j) * lanes + lane];
-    }
+    LaneCores<T>::get_lane(weight_[layer]->a, Size, lane, core);
   }
 
   double largest_entry(int lane, Index layer) const override {
-    double largest = 0.0;
-    for (int entry = 0; entry < n_entries; ++entry) {
-      const double x = std::abs(static_cast<double>(weight_[layer]->at(entry)[lane]));
-      if (!std::isfinite(x)) return infinity;
-      largest = std::max(largest, x);
-    }
-    return largest;
+    return LaneCores<T>::largest_in_lane(weight_[layer]->a, Size, lane);
   }
 
   void evaluate(double* loss, Poller& poller) override {
@@ -224,10 +238,7 @@ class LaneDescent final : public LaneCores<T> {
   enum class Rule { plain, decay, momentum };
 
   static void set(Block& block, int lane, const MatrixRef<const T>& m) {
-    for (int entry = 0; entry < n_entries; ++entry) block.at(entry)[lane] = T(0);
-    for (Index i = 0; i < m.rows; ++i) {
-      for (Index j = 0; j < m.cols; ++j) block.a[(i * Size + j) * lanes + lane] = m.row(i)[j];
-    }
+    LaneCores<T>::set_lane(block.a, Size, lane, m);
   }
 
   // Returns W_{l:1}, layers from 0.

@@ -21,17 +21,19 @@ namespace {
 constexpr double max_flops_on_caller = 1e9;
 
 // Always in double precision: this is more accurate for float input, and halves the compile time of
-// the slowest file.
+// the slowest file. What Eigen's SVD does not compile itself is written as loops, because every
+// further kind of product or expression would take seconds to compile.
 struct Decomposition {
   // A row-major W is W^T for a column-major routine: left and right are exchanged.
   Eigen::MatrixXd transposed;
   bool vectors = false;
   Eigen::BDCSVD<Eigen::MatrixXd> svd;
   double scale = 1.0;
-  Eigen::MatrixXd frame;  // Q, where R of W^T = Q R is decomposed
+  Eigen::ColPivHouseholderQR<Eigen::MatrixXd> qr;
+  bool is_of_factor = false;  // whether `svd` is that of R P^T, where W^T P = Q R
 
   // Eigen passes tall matrices of few columns to JacobiSVD, which frees its QR factors twice if
-  // their allocation fails. Therefore the QR factorisation is done here and Eigen receives R.
+  // their allocation fails. Therefore the QR factorisation is done here and Eigen receives R P^T.
   void compute() {
     const int options = vectors ? Eigen::ComputeThinU | Eigen::ComputeThinV : 0;
     const Index n = transposed.cols();
@@ -41,11 +43,38 @@ struct Decomposition {
     }
     scale = transposed.cwiseAbs().maxCoeff();
     if (scale == 0.0) scale = 1.0;
-    const Eigen::ColPivHouseholderQR<Eigen::MatrixXd> qr(transposed / scale);
-    Eigen::MatrixXd r = qr.matrixR().topRows(n).triangularView<Eigen::Upper>();
-    r *= qr.colsPermutation().transpose();
-    if (vectors) frame = qr.householderQ() * Eigen::MatrixXd::Identity(transposed.rows(), n);
-    svd.compute(r, options);
+    transposed /= scale;
+    qr.compute(transposed);
+    is_of_factor = true;
+    Eigen::MatrixXd factor = Eigen::MatrixXd::Zero(n, n);
+    for (Index j = 0; j < n; ++j) {
+      const Index column = qr.colsPermutation().indices()[j];
+      for (Index i = 0; i <= j; ++i) factor(i, column) = qr.matrixQR()(i, j);
+    }
+    svd.compute(factor, options);
+  }
+
+  // Writes the leading singular vectors of W^T, in the row-major order of W's right ones.
+  template <class T>
+  void store_right(const MatrixRef<T>& right) const {
+    if (!is_of_factor) {
+      right.map() = svd.matrixU().leftCols(right.cols).template cast<T>();
+      return;
+    }
+    // Q [u; 0] = H_1 .. H_n [u; 0] with H_i = I - tau_i v_i v_i^T
+    const Index rows = transposed.rows(), n = transposed.cols();
+    Eigen::VectorXd vector(rows);
+    for (Index c = 0; c < right.cols; ++c) {
+      vector.setZero();
+      for (Index i = 0; i < n; ++i) vector[i] = svd.matrixU()(i, c);
+      for (Index i = n - 1; i >= 0; --i) {
+        const auto tail = qr.matrixQR().col(i).tail(rows - i - 1);
+        const double factor = qr.hCoeffs()[i] * (vector[i] + tail.dot(vector.tail(rows - i - 1)));
+        vector[i] -= factor;
+        vector.tail(rows - i - 1) -= factor * tail;
+      }
+      for (Index i = 0; i < rows; ++i) right.row(i)[c] = static_cast<T>(vector[i]);
+    }
   }
 };
 
@@ -92,13 +121,7 @@ void singular_values(MatrixRef<const T> w, MatrixRef<T> values, MatrixRef<T> lef
   }
   values.map() = (d->scale * d->svd.singularValues().head(k)).transpose().template cast<T>();
   if (!left.absent()) left.map() = d->svd.matrixV().leftCols(k).template cast<T>();
-  if (right.absent()) return;
-  const auto leading = d->svd.matrixU().leftCols(k);
-  if (d->frame.size() > 0) {
-    right.map() = (d->frame * leading).template cast<T>();
-  } else {
-    right.map() = leading.template cast<T>();
-  }
+  if (!right.absent()) d->store_right(right);
 }
 
 template void singular_values<float>(MatrixRef<const float>, MatrixRef<float>, MatrixRef<float>,
