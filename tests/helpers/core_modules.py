@@ -11,7 +11,9 @@ from dlnfast._support import dispatch
 
 def _find_modules() -> dict[str, ModuleType]:
     names = dispatch.MODULE_OF_LEVEL
-    return {level: importlib.import_module(f"dlnfast.{names[level]}") for level in dispatch.available_levels()}
+    return {
+        level: importlib.import_module(f"dlnfast.{names[level]}") for level in dispatch.available_levels()
+    }
 
 
 #: {instruction-set level: module}

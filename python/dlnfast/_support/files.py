@@ -10,13 +10,11 @@ from __future__ import annotations
 import codecs
 import ctypes
 import errno
-import hashlib
 import io
 import json
 import math
 import os
 import re
-import secrets
 import shutil
 import stat
 import struct
@@ -33,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._version import __version__
+from .checksums import new_sha256
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -220,7 +219,7 @@ def _max_name_bytes(folder: Path) -> int:
 
 def _temporary_name(target: Path) -> Path:
     """Return a new path in the folder of the target; a long name is cut to the allowed size."""
-    ending = f".{os.getpid()}.{secrets.token_hex(4)}.part"
+    ending = f".{os.getpid()}.{os.urandom(4).hex()}.part"
     room = _max_name_bytes(target.parent) - len(ending)
     stem = os.fsencode(target.name)
     if len(stem) > room:
@@ -354,7 +353,7 @@ def _digest(meta: Mapping[str, Any], sums: Mapping[str, int]) -> str:
     Unlike the checksums of single members, it detects exchanged members.
     """
     known = json.loads(json.dumps({name: value for name, value in meta.items() if name != _DIGEST}))
-    return hashlib.sha256(json.dumps([known, sums], sort_keys=True).encode()).hexdigest()
+    return new_sha256(json.dumps([known, sums], sort_keys=True).encode()).hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------

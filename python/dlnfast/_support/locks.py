@@ -13,8 +13,6 @@ import contextlib
 import errno
 import json
 import os
-import secrets
-import socket
 import sys
 import time
 import weakref
@@ -143,7 +141,7 @@ class FolderLock:
 
     def _remove_dead(self, file: IO[bytes]) -> None:
         """Remove the lock file of a dead owner, on a file system without locks."""
-        aside = self.path.with_name(f"{LOCK}.{os.getpid()}.{secrets.token_hex(4)}.part")
+        aside = self.path.with_name(f"{LOCK}.{os.getpid()}.{os.urandom(4).hex()}.part")
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             self.path.rename(aside)
             if not _is_same(file, aside):  # another process was faster: put its new lock back
@@ -162,7 +160,7 @@ class FolderLock:
             time.sleep(_POLL)
         pid, host = owner.get("pid"), owner.get("host")
         who = f"process {pid} on {host}" if owner else "another process"
-        if pid == os.getpid() and host == socket.gethostname():
+        if pid == os.getpid() and host == _host_name():
             who += " (another run of this process)"
         text = f"{self.folder} is in use by {who}; wait until it has finished, or choose another folder"
         if not self._has_flock:  # nobody removes the file of a dead owner on another machine
@@ -218,18 +216,24 @@ def _read_owner(file: IO[bytes]) -> dict[str, Any]:
     return owner if isinstance(owner, dict) else {}
 
 
+def _host_name() -> str:
+    import socket  # not needed by programs that write no folders
+
+    return socket.gethostname()
+
+
 def _describe_process() -> dict[str, Any]:
     """Return facts that identify this process among all processes on all machines."""
     pid = os.getpid()
     boot, started = _read_boot_id(), _read_start_time(pid)
-    return {"pid": pid, "host": socket.gethostname(), "boot": boot, "started": started}
+    return {"pid": pid, "host": _host_name(), "boot": boot, "started": started}
 
 
 def _is_dead(owner: dict[str, Any], file: IO[bytes]) -> bool:
     """Return whether the process that wrote a lock file certainly exists no more."""
     if not owner:
         return time.time() - os.fstat(file.fileno()).st_mtime > _UNSIGNED
-    if owner.get("host") != socket.gethostname() or os.name != "posix":
+    if owner.get("host") != _host_name() or os.name != "posix":
         return False
     if owner.get("boot") != _read_boot_id():
         return True

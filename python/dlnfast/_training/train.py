@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Sequence
@@ -25,8 +24,6 @@ from .engines import resolve
 from .jobs import refuse_unread_options, run_job
 from .options import Adaptive, Callback, Options, TrainOptions, takes_options
 from .stopping import Plateau
-
-logger = logging.getLogger("dlnfast")
 
 
 @takes_options
@@ -131,7 +128,9 @@ def train(
         request = replace(request, flush_every=interval)
     job = engine.prepare(request)
     refuse_unread_options(job, chosen)
-    logger.info("%s", certificate)
+    import logging  # not needed by programs that do not train
+
+    logging.getLogger("dlnfast").info("%s", certificate)
     with ProgressBar(request.steps, chosen.record.progress) as bar:
         if folder is not None:
             return run_checkpointed(job, request, certificate, bar, folder)
