@@ -164,9 +164,9 @@ def test_small_tolerances_are_reached_for_a_bulk_of_values(dtype, shape, level):
     for update in range(4):
         moved = (W + 0.02 * update * step).astype(dtype)
         if update == 3:  # a value that was not followed
-            moved += (3 * level * np.outer(rng.standard_normal(shape[0]), rng.standard_normal(shape[1]))).astype(
-                dtype
-            ) / np.sqrt(np.prod(shape), dtype=dtype)
+            moved += (
+                3 * level * np.outer(rng.standard_normal(shape[0]), rng.standard_normal(shape[1]))
+            ).astype(dtype) / np.sqrt(np.prod(shape), dtype=dtype)
         record = tracker.update(moved)
         assert record.tier == "dense"
         assert record.completeness == "rigorous"

@@ -4,7 +4,7 @@
 namespace dlnfast {
 namespace {
 
-constexpr Index whole = 128;  // size up to which both triangles are computed
+constexpr Index whole = 64;  // size up to which both triangles are computed
 
 MatrixRef<const double> part(MatrixRef<const double> a, Op op, Index begin, Index size) {
   return op == Op::none ? a.block(begin, 0, size, a.cols) : a.block(0, begin, a.rows, size);

@@ -208,7 +208,7 @@ def is_decomposed(shape: tuple[int, ...], k: int) -> bool:
 
 
 def is_certified(shape: tuple[int, ...]) -> bool:
-    """Return whether a tracker with a small tolerance bounds errors in arrays of this shape by a Gram matrix."""
+    """Return whether a tracker with a small tolerance certifies arrays of this shape by a Gram matrix."""
     return bool(min(shape) <= core.LARGEST_CERTIFIED_SIZE)
 
 

@@ -458,11 +458,7 @@ class SpectralTracker:
                 except ValueError as error:
                     found[i, of] = error
 
-        alone = {
-            i
-            for i, matrix in enumerate(self.matrices)
-            if not _is_on_host(matrix) or _is_large(matrix)
-        }
+        alone = {i for i, matrix in enumerate(self.matrices) if not _is_on_host(matrix) or _is_large(matrix)}
         work(deque(job for job in jobs if job[0] in alone))
         # The largest first, so that the threads end at about the same time.
         by_size = sorted(jobs, key=lambda job: -math.prod(self.matrices[job[0]].shape))
@@ -886,7 +882,7 @@ class _MatrixRecords:
                 block[side] = reference_measures.principal_angles(now, then)[-1]
         row = {
             "values": np.abs(found.singular_values),
-            **split_tracker_record(found),
+            **split_tracker_record(found, self.tracker._dtype),
             "angles": angles,
             "block_angles": block,
         }
