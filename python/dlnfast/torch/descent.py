@@ -446,7 +446,7 @@ class _TrackedLayer:
             matrix = DeviceMatrix(layer.weight)
             found = self.tracker.update(matrix, drift=drift, squared_norm=matrix.squared_norm())
         self.values[number] = np.abs(found.singular_values)
-        for name, row in split_tracker_record(found).items():
+        for name, row in split_tracker_record(found, self.values.dtype).items():
             getattr(self.arrays, name)[number] = row
         if self.vectors is not None:
             left, right = self.vectors

@@ -33,6 +33,7 @@ from .._tracking.svd_tracker import (
     SVDTracker,
     TrackerRecord,
     check_state,
+    is_certified,
     is_decomposed,
 )
 from .._trajectory.layer_spectra import LayerTracking, split_tracker_record
@@ -55,6 +56,8 @@ _TRACKED: tuple[Of, ...] = ("weights", "change")
 _VECTORS = ("left", "right")
 #: Number of entries from which a matrix is tracked by all threads; smaller ones are tracked in parallel.
 _LARGE = 2**22
+#: Default tolerance where a Gram matrix can certify it.
+_TOLERANCE = 1e-3
 
 
 def track(
@@ -66,7 +69,7 @@ def track(
     change: bool = True,
     vectors: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
-    tolerance: float = DEFAULTS["tolerance"],
+    tolerance: float | None = None,
     seed: int = 0,
     n_threads: int = 0,
 ) -> SpectralTracker:
@@ -98,8 +101,9 @@ def track(
         `Trajectory.subspace_cosines`, with k (m + n) numbers for each record and matrix.
     optimizer : Optimizer, optional
         Only optimizer whose steps are counted. Default: all optimizers of the weights; see the notes.
-    tolerance : float
-        Error bound relative to the largest value, above which `SVDTracker` computes new bounds.
+    tolerance : float, optional
+        Error bound relative to the largest value, above which `SVDTracker` computes new bounds. Default: 1e-3
+        for matrices in the host's memory with a side of at most 4096, otherwise 0.05.
     seed : int
         Seed of the random test vectors used for the error bounds.
     n_threads : int
@@ -139,11 +143,13 @@ def track(
     recorded. Close the tracker, and read `trajectory`, before averages are swapped in for good, and before a
     best model is loaded. Recorded weights of a schedule-free optimizer are those of its training mode (y).
 
-    Cost: 4 m n (k + 8) flops per record and m x n matrix, the same for the change, and the products for new
-    bounds (see `SVDTracker`). Weights stay on their device and only blocks of k + 8 vectors are copied,
-    except for matrices that are decomposed as a whole: those with a side of at most 128, or 3 (k + 8).
-    Half precisions are read as float32. Memory: one copy of the tracked weights (``change=True``), about
-    5 (k + 8) + 300 vectors of the lengths of each matrix's sides, and one matrix for each thread.
+    Cost per record and m x n matrix, and the same for its change: 4 m n (k + 8) flops and the ones for new
+    bounds. In the host's memory these are mostly 1.3 s^2 l in double precision, for sides s <= l (see
+    `SVDTracker`): less than a decomposition, which takes 3 s^2 l slower ones. Weights on other devices stay
+    there, and only blocks of k + 8 vectors are copied, except for matrices that are decomposed as a whole:
+    those with a side of at most 128, or 3 (k + 8). Half precisions are read as float32. Memory: one copy of
+    the tracked weights (``change=True``), about 5 (k + 8) + 300 vectors of the lengths of each matrix's
+    sides, and for each thread one matrix and one of s^2 numbers in double precision.
 
     The update of an adapter is tracked as the product of its thin factors. The product is computed only if a
     side is at most 128. It has r singular values.
@@ -203,7 +209,7 @@ class SpectralTracker:
         change: bool = True,
         vectors: bool = False,
         optimizer: torch.optim.Optimizer | None = None,
-        tolerance: float = DEFAULTS["tolerance"],
+        tolerance: float | None = None,
         seed: int = 0,
         n_threads: int = 0,
     ) -> None:
@@ -220,7 +226,7 @@ class SpectralTracker:
         self._k = k if k == "all" else check_count(k, "k")
         self._every = check_count(every, "every")
         self._settings: dict[str, Any] = {
-            "tolerance": check_scale(tolerance, "tolerance"),
+            "tolerance": None if tolerance is None else check_scale(tolerance, "tolerance"),
             "seed": seed,
             "n_threads": check_count(n_threads, "n_threads", minimum=0, maximum=MAX_THREADS),
         }
@@ -268,6 +274,9 @@ class SpectralTracker:
     def _make_tracker(self, matrix: WeightMatrix) -> SVDTracker:
         most = matrix.highest_rank
         settings: dict[str, Any] = {**self._settings, **({} if _is_large(matrix) else {"n_threads": 1})}
+        if settings["tolerance"] is None:
+            is_sharp = _is_on_host(matrix) and is_certified(matrix.shape)
+            settings["tolerance"] = _TOLERANCE if is_sharp else DEFAULTS["tolerance"]
         return SVDTracker(most if isinstance(self._k, str) else min(self._k, most), **settings)
 
     # ------------------------------------------------------------------------------------- records
@@ -449,11 +458,7 @@ class SpectralTracker:
                 except ValueError as error:
                     found[i, of] = error
 
-        alone = {
-            i
-            for i, matrix in enumerate(self.matrices)
-            if matrix.device.type != "cpu" or matrix.is_product or _is_large(matrix)
-        }
+        alone = {i for i, matrix in enumerate(self.matrices) if not _is_on_host(matrix) or _is_large(matrix)}
         work(deque(job for job in jobs if job[0] in alone))
         # The largest first, so that the threads end at about the same time.
         by_size = sorted(jobs, key=lambda job: -math.prod(self.matrices[job[0]].shape))
@@ -483,7 +488,7 @@ class SpectralTracker:
         self, tracker: SVDTracker, matrix: WeightMatrix, start: tuple[torch.Tensor, ...] | None
     ) -> TrackerRecord:
         # A matrix that is decomposed as a whole is copied to the host.
-        if not is_decomposed(matrix.shape, tracker.k) and (matrix.is_product or matrix.device.type != "cpu"):
+        if not is_decomposed(matrix.shape, tracker.k) and not _is_on_host(matrix):
             return self._update_by_products(tracker, matrix, start)
         values = matrix_to_host(matrix.matrix())
         if start is None:
@@ -832,6 +837,11 @@ def _has_own_vectors(found: TrackerRecord) -> bool:
     return bool(spread > 64 * np.sqrt(len(values)) * np.finfo(np.float32).eps * float(values[0]))
 
 
+def _is_on_host(matrix: WeightMatrix) -> bool:
+    """Return whether a matrix is read as an array; others are known by products on their device."""
+    return matrix.device.type == "cpu" and not matrix.is_product
+
+
 def _is_large(matrix: WeightMatrix) -> bool:
     rows, columns = matrix.shape
     return rows * columns >= _LARGE
@@ -872,7 +882,7 @@ class _MatrixRecords:
                 block[side] = reference_measures.principal_angles(now, then)[-1]
         row = {
             "values": np.abs(found.singular_values),
-            **split_tracker_record(found),
+            **split_tracker_record(found, self.tracker._dtype),
             "angles": angles,
             "block_angles": block,
         }
