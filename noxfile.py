@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Sessions of checks: ``nox --list``, ``nox -s NAME``. They need Python and g++, nothing else.
 
-``DLNFAST_SIMD`` sets the instruction-set levels of the builds. Without it, the suite and the wheel have all of
-them (dispatch), other builds that of this machine (native).
+``DLNFAST_SIMD`` sets the instruction-set levels of the builds. Without it, the suite and the wheel have all
+of them (dispatch), other builds that of this machine (native).
 """
 
 import os

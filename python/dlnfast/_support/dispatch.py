@@ -12,15 +12,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from .. import _cpu
-from .errors import ProcessorError
 
 if TYPE_CHECKING:
     from .. import _core as core
 
-__all__ = ["MODULE_OF_LEVEL", "available_levels", "core", "is_forked"]
+__all__ = ["MODULE_OF_LEVEL", "ProcessorError", "available_levels", "core", "is_forked"]
 
 _PROCESS = os.getpid()
 #: {level: module compiled for it}, lowest first.
@@ -31,6 +31,29 @@ _INSTRUCTION_SETS: Final = {
     "v4": "x86-64-v4 (AVX-512)",
 }
 _REBUILD: Final = "pip install --force-reinstall --no-deps --no-cache-dir ."
+
+
+class ProcessorError(ImportError):
+    """The compiled core needs instructions that this processor does not have.
+
+    Raised by ``import dlnfast``, before any of these instructions runs.
+
+    Attributes
+    ----------
+    level : str
+        Lowest level that was built, for example "v4".
+    missing : list of str
+        Features of that level that this processor lacks, for example "avx512f".
+    """
+
+    def __init__(self, message: str, *, level: str, missing: list[str]) -> None:
+        super().__init__(message)
+        self.level = level
+        self.missing = missing
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Support pickling, which by default leaves out the keyword arguments."""
+        return partial(type(self), level=self.level, missing=self.missing), self.args, self.__dict__
 
 
 def _import_level(level: str) -> Any:

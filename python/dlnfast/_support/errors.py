@@ -67,28 +67,5 @@ class FolderInUseError(RuntimeError):
         return rebuild, self.args, self.__dict__
 
 
-class ProcessorError(ImportError):
-    """The compiled core needs instructions that this processor does not have.
-
-    Raised by ``import dlnfast``, before any of these instructions runs.
-
-    Attributes
-    ----------
-    level : str
-        Lowest level that was built, for example "v4".
-    missing : list of str
-        Features of that level that this processor lacks, for example "avx512f".
-    """
-
-    def __init__(self, message: str, *, level: str, missing: list[str]) -> None:
-        super().__init__(message)
-        self.level = level
-        self.missing = missing
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Support pickling, as for `DivergedError`."""
-        return partial(type(self), level=self.level, missing=self.missing), self.args, self.__dict__
-
-
 class CopyWarning(UserWarning):
     """A large array was copied to change its layout or its precision."""
