@@ -106,6 +106,7 @@ bool DenseTier<T>::certify_by_gram(const DenseUpdate<T>& update) {
       subspace_.size() == subspace_.shape().smaller) {
     return false;
   }
+  if (tails_.is_good_enough()) return true;
   const double wanted = settings_.tolerance * subspace_.reported().values[0];
   GramTail tail = choose_gram_tail();
   for (int round = 0; round < most_accelerations && tail.error > 0.5 * wanted; ++round) {
