@@ -126,8 +126,8 @@ def test_a_run_equals_that_of_the_dense_engine(widths, white, dtype, seed, data)
         "record": dln.Record(every=data.draw(st.sampled_from([1, 9])), weights_every=10),
     }
     wanted, run = both(problem, weights, **options)
-    # Near a saddle point, and at the edge of stability, descent amplifies rounding errors in any engine. An
-    # oscillation ends at an amplitude of its own, so that a small difference shows what a larger one does not.
+    # Near a saddle point, and at the edge of stability, rounding errors grow in any engine. An oscillation
+    # ends at an amplitude of its own, so that a small difference shows what a larger one does not.
     rng = np.random.default_rng(seed)
     for small in (1e-7, 1e-12) if dtype == F64 else (1e-3,):
         nearby = [w * (1 + small * rng.standard_normal(w.shape)).astype(dtype) for w in weights]

@@ -9,8 +9,6 @@
 namespace dlnfast {
 namespace {
 
-// Tolerance, relative to the largest value, that Krylov certificates reach at the edge of a bulk of values.
-constexpr double krylov_tolerance = 0.02;
 constexpr int most_accelerations = 4;
 // Products with W^T W between two sweeps: fewer while the errors stay far below the tolerance.
 constexpr Index least_steps = 2, most_steps = 8;
@@ -108,6 +106,7 @@ bool DenseTier<T>::certify_by_gram(const DenseUpdate<T>& update) {
       subspace_.size() == subspace_.shape().smaller) {
     return false;
   }
+  if (tails_.is_good_enough()) return true;
   const double wanted = settings_.tolerance * subspace_.reported().values[0];
   GramTail tail = choose_gram_tail();
   for (int round = 0; round < most_accelerations && tail.error > 0.5 * wanted; ++round) {
