@@ -61,22 +61,23 @@ def curvatures(problem: Observations, U: FloatArray, V: FloatArray) -> Curvature
         operators = problem.projected(U, V).reshape(problem.n_observations, -1)
         inside = float(np.linalg.norm(operators, 2)) ** 2 / _MARGIN
     else:
-        inside = _estimate_largest_eigenvalue(lambda X: u @ apply_observed(X.T @ u, v)[0].T, (a, b), 0)
-    left = _estimate_largest_eigenvalue(lambda X: apply_observed(X, v)[0], (b, problem.dim_out), 1)
-    right = _estimate_largest_eigenvalue(lambda X: apply_observed(u, X)[1], (a, problem.dim_in), 2)
+        inside = _estimate_largest_eigenvalue(lambda X: u @ apply_observed(X.T @ u, v, "left").T, (a, b), 0)
+    left = _estimate_largest_eigenvalue(lambda X: apply_observed(X, v, "left"), (b, problem.dim_out), 1)
+    right = _estimate_largest_eigenvalue(lambda X: apply_observed(u, X, "right"), (a, problem.dim_in), 2)
     return Curvatures(_MARGIN * inside, _MARGIN * left, _MARGIN * right)
 
 
-#: Maps x (k, d_y) and y (k, d_x) to y E^T and x E of the observed part, E = B^T B (x^T y).
-_ObservedMap = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
+#: Maps x (k, d_y), y (k, d_x) and a side to y E^T ("left") or x E ("right") of the observed part,
+#: E = B^T B (x^T y).
+_ObservedMap = Callable[[FloatArray, FloatArray, str], FloatArray]
 
 
 def _make_measurement_map(problem: Observations) -> _ObservedMap:
     assert isinstance(problem, Sensing)
 
-    def apply_observed(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def apply_observed(x: FloatArray, y: FloatArray, side: str) -> FloatArray:
         error = problem.adjoint(problem.apply(x.T @ y))
-        return y @ error.T, x @ error
+        return np.asarray(y @ error.T if side == "left" else x @ error)
 
     return apply_observed
 
@@ -86,11 +87,14 @@ def _make_entry_map(problem: Completion) -> _ObservedMap:
     by_rows, by_columns = problem.entries()
     index = (*by_rows[:2], nothing), (*by_columns[:2], nothing)
 
-    def apply_observed(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def apply_observed(x: FloatArray, y: FloatArray, side: str) -> FloatArray:
+        entries = index
+        if side == "right":  # the transpose, so that only one of the two products is computed
+            entries, x, y = (index[1], index[0]), y, x
         x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
-        left, right = np.empty_like(x), np.empty_like(y)
-        core.residual_products(index, x, y, left, right, threads_beside_numpy(index, len(x)))
-        return left, right
+        found = np.empty_like(x)
+        core.residual_products(entries, x, y, found, None, threads_beside_numpy(entries, len(x)))
+        return found
 
     return apply_observed
 
