@@ -526,9 +526,7 @@ def test_the_default_executor_runs_processes(tmp_path, inline_results):
 
 
 @pytest.mark.parametrize(("cores", "workers", "limit", "passed"), [(4, 4, 1, 1), (4, 1, 4, 0), (6, 2, 3, 0)])
-def test_a_run_of_a_sweep_may_use_fewer_threads_than_its_process(
-    monkeypatch, cores, workers, limit, passed
-):
+def test_a_run_of_a_sweep_may_use_fewer_threads_than_its_process(monkeypatch, cores, workers, limit, passed):
     """A number above 1 would be taken literally, so that a busy core slows every parallel region down."""
     seen = {}
 

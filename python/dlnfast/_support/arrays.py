@@ -85,7 +85,12 @@ def _convert_array(
         result: FloatArray = array  # decided without the slower `np.require`
     else:
         result = np.require(array, wanted, ["C_CONTIGUOUS", "ALIGNED"])
-    if isinstance(x, np.ndarray) and result is not array and not np.shares_memory(result, array) and result.nbytes > LARGE_COPY_BYTES:
+    if (
+        isinstance(x, np.ndarray)
+        and result is not array
+        and not np.shares_memory(result, array)
+        and result.nbytes > LARGE_COPY_BYTES
+    ):
         warnings.warn(
             f"{title}: {result.nbytes / 2**20:.0f} MB copied to a C-contiguous {wanted} array "
             f"(it came as {array.dtype}, strides {array.strides})",
@@ -507,9 +512,9 @@ def check_scale(
     at_most: float | None = None,
 ) -> float:
     """Convert `x` to a finite float within the bounds; unless `strict`, `minimum` itself is allowed."""
-    if type(x) is float and at_most is None and not (strict and x == minimum):
-        if minimum <= x < (math.inf if below is None else below):
-            return x  # the usual case, without the slower questions
+    largest = math.inf if below is None else below
+    if type(x) is float and at_most is None and minimum <= x < largest and not (strict and x == minimum):
+        return x  # the usual case, without the slower questions
     odd = isinstance(x, (bool, np.bool_, str, bytes, np.complexfloating)) or _is_masked(x)
     try:
         if odd or getattr(x, "ndim", 0) > 0:

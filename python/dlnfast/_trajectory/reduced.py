@@ -207,9 +207,7 @@ class ReducedStates(States):
 
     def _limit(self, index: int, side: str) -> FloatArray:
         """Return the singular vectors of a core for t -> 0+."""
-        return compute_limit(
-            self.cores[index][0].astype(np.float64), self._initial_gradients[index], side
-        )
+        return compute_limit(self.cores[index][0].astype(np.float64), self._initial_gradients[index], side)
 
     @cached_property
     def _initial_gradients(self) -> list[FloatArray]:
