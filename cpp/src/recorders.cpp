@@ -210,8 +210,7 @@ void DenseRecorder<T>::bound_drift(double loss) {
   // The product of the largest values of all other layers, from the left and from the right: linear
   // in the number of layers, and no division.
   std::vector<double> above(layers_.size(), 1.0);
-  for (std::size_t l = layers_.size() - 1; l > 0; --l)
-    above[l - 1] = above[l] * layers_[l].largest;
+  for (std::size_t l = layers_.size() - 1; l > 0; --l) above[l - 1] = above[l] * layers_[l].largest;
   double below = c * error;
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     Layer& layer = layers_[l];
