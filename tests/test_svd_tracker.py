@@ -195,6 +195,60 @@ def test_small_tolerances_are_reached_for_special_spectra(k, kind):
         assert_within_bounds(record, scale * W)
 
 
+class TestMeasuredDrift:
+    """Trackers of large matrices measure how far W has moved if nobody tells them."""
+
+    @staticmethod
+    def matrix(dtype=np.float64):
+        rng = np.random.default_rng(0)
+        return (draw_matrix(0, 1100, 1000, [4, 3, 2]) + 0.1 * rng.standard_normal((1100, 1000)) / 33).astype(
+            dtype
+        )
+
+    @pytest.mark.parametrize("dtype", [np.float64, np.float32])
+    def test_small_changes_need_no_certificates(self, dtype):
+        rng = np.random.default_rng(1)
+        W = self.matrix(dtype)
+        tracker = dln.SVDTracker(3)
+        tracker.update(W)
+        tracker.update(W)
+        assert not tracker.update(W).refreshed
+        drift = 0.0
+        for _ in range(5):
+            step = (1e-3 * np.outer(rng.standard_normal(1100), rng.standard_normal(1000)) / 1000).astype(
+                dtype
+            )
+            W = W + step
+            record = tracker.update(W)
+            drift += np.linalg.norm(step.astype(np.float64))
+            assert record.completeness == "probabilistic"
+            assert not record.refreshed
+            assert_within_bounds(record, W)
+        assert record.drift >= drift * (1 - 1e-4)
+
+    def test_large_changes_are_certified(self):
+        rng = np.random.default_rng(1)
+        W = self.matrix()
+        tracker = dln.SVDTracker(3)
+        for _ in range(6):
+            record = tracker.update(W)
+            assert record.refreshed
+            assert_within_bounds(record, W)
+            W = W + 2 * np.outer(rng.standard_normal(1100), rng.standard_normal(1000)) / 1000
+
+    def test_the_change_of_a_refused_matrix_counts(self):
+        W = self.matrix()
+        tracker = dln.SVDTracker(3)
+        tracker.update(W)
+        tracker.update(W)
+        moved = W + 3.5 * np.outer(np.ones(1100), np.ones(1000)) / np.sqrt(1100 * 1000)
+        for bad in (moved + np.nan, moved * 1e308):
+            with pytest.raises(ValueError, match="finite"):
+                tracker.update(bad)
+        for _ in range(3):
+            assert_within_bounds(tracker.update(moved), moved)
+
+
 def test_a_known_drift_makes_certificates_unnecessary():
     W = draw_matrix(0, 200, 200, [4, 3, 2]) + np.eye(200)
     rng = np.random.default_rng(0)

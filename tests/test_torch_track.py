@@ -546,7 +546,7 @@ class TestBackground:
         with torch.no_grad():
             model[2].weight[0, 0] = torch.nan
         tracked.advance()
-        with pytest.raises(ValueError, match="layer 2 at step 1: .* not finite"):
+        with pytest.raises(ValueError, match=r"layer 2 at step 1: .* not finite"):
             tracked.trajectory()
         assert tracked.trajectory().steps.tolist() == [0]
         tracked.close()

@@ -9,8 +9,6 @@
 namespace dlnfast {
 namespace {
 
-// Tolerance, relative to the largest value, that Krylov certificates reach at the edge of a bulk of values.
-constexpr double krylov_tolerance = 0.02;
 constexpr int most_accelerations = 4;
 // Products with W^T W between two sweeps: fewer while the errors stay far below the tolerance.
 constexpr Index least_steps = 2, most_steps = 8;

@@ -5,6 +5,7 @@
 //   tracker_scale        the unit
 //   subspace_iteration   vectors and sweeps
 //   tail_bounds          errors; krylov_certificate, origin_bound: bounds on the complement
+//   drift_meter          how far W has moved, if the caller does not know
 //   dense_tier, full_tier, factored_tier
 //   tracker_recording    records and branches
 #include "dlnfast/svd_tracker.hpp"
@@ -18,6 +19,7 @@
 #include "dlnfast/errors.hpp"
 #include "dlnfast/random.hpp"
 #include "dlnfast/workspace.hpp"
+#include "drift_meter.hpp"
 #include "factored_tier.hpp"
 #include "full_tier.hpp"
 #include "numbers.hpp"
@@ -63,6 +65,7 @@ class SvdTracker<T>::Impl {
         full_(settings, subspace_, scale_),
         factored_(settings, subspace_, random_),
         recording_(settings, subspace_),
+        meter_(m, n, settings),
         is_decomposed_(FullTier<T>::is_chosen(settings.mode, shape_.smaller, subspace_.size())) {}
 
   const TrackerShape& shape() const { return shape_; }
@@ -81,7 +84,19 @@ class SvdTracker<T>::Impl {
     set_context(context);
     leave_factored();
     const bool is_full = matrix != nullptr && uses_full_tier(drift);
-    const double moved = measure(w, matrix, is_full, drift);
+    const bool is_measured = matrix != nullptr && !is_full && !std::isfinite(drift);
+    if (is_measured) {
+      drift = meter_.measure(*matrix, context_);
+    } else {
+      meter_.reset();
+    }
+    double moved;
+    try {
+      moved = measure(w, matrix, is_full, drift);
+    } catch (...) {
+      meter_.reset();  // the distance was not added to the drift
+      throw;
+    }
     recording_.start_record(squared_norm_, start);
     if (is_full) {
       full_.update(*matrix, recording_.record(), context_);
@@ -89,6 +104,7 @@ class SvdTracker<T>::Impl {
     } else {
       iterate(w, matrix);
     }
+    if (is_measured) meter_.report(moved, subspace_.reported().values[0]);
     recording_.finish(dense_.tails().drift(), moved, context_);
     scale_.convert(recording_.record());
     return record();
@@ -185,6 +201,7 @@ class SvdTracker<T>::Impl {
   FullTier<T> full_;
   FactoredTier<T> factored_;
   TrackerRecording<T> recording_;
+  DriftMeter<T> meter_;
   bool is_decomposed_;          // matrices always use the full tier; operators use the dense tier
   double squared_norm_ = -1.0;  // ||W||_F^2 in this unit; negative: unknown
 };

@@ -30,6 +30,9 @@ namespace dlnfast {
 inline constexpr Index largest_full_size = 128;
 // The same if no bound on the drift is known: a decomposition then costs less than a certificate.
 inline constexpr Index largest_gram_size = 320;
+// Tolerance, relative to the largest value, that random certificates reach at the edge of a bulk of values. For
+// smaller ones, matrices are certified by a Gram matrix.
+inline constexpr double krylov_tolerance = 0.02;
 // Largest smaller side of matrices that are certified by a Gram matrix, of 8 s^2 bytes (gram_certificate.hpp).
 inline constexpr Index largest_certified_size = 4096;
 

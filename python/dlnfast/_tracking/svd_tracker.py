@@ -268,7 +268,8 @@ class SVDTracker:
 
     Memory: about 5 (k + guards) + 300 vectors of the lengths of the sides of W. There is no array of the size
     of W, except a copy to which `update_low_rank` adds, and, during an update, those of a complete
-    decomposition, or a Gram matrix of 8 s^2 bytes with a tolerance below 2 %.
+    decomposition, or a Gram matrix of 8 s^2 bytes with a tolerance below 2 %; and the copy that measures
+    an unknown `drift`.
 
     W may have entries of any magnitude in its precision, including subnormal numbers: each update scales W to
     size 1 by a power of two, which is exact.
@@ -348,7 +349,8 @@ class SVDTracker:
         drift : float, optional
             Bound on ``||W - W_previous||_2``, such as the Frobenius norm. With it, the certificate of an
             earlier update stays valid as long as the sum of drifts is small; without it, each update computes
-            its own.
+            its own. Of matrices with 2^20 entries or more, in at most 256 MiB, the tracker copies W to
+            measure it, as long as that helps.
         squared_norm : float, optional
             ``||W||_F^2`` of an operator, if known; that of an array is computed.
 
