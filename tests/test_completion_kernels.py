@@ -117,6 +117,22 @@ def test_residual_products_equal_numpy(core, m, n, k, density, dtype, n_threads,
     assert_residual_products(core, mask, values, entries, x, y, n_threads)
 
 
+@settings(deadline=None, max_examples=20)
+@given(m=SIZES, n=SIZES, k=RANKS, density=DENSITIES, dtype=DTYPES, n_threads=THREADS, seed=SEEDS)
+def test_residual_products_of_a_zero_factor_equal_numpy(core, m, n, k, density, dtype, n_threads, seed):
+    """Inner products with zeros are not computed."""
+    rng = np.random.default_rng(seed)
+    mask, values, entries = random_entries(core, rng, m, n, density, dtype)
+    x, y = np.zeros((k, m), dtype), rng.standard_normal((k, n)).astype(dtype)
+    assert_residual_products(core, mask, values, entries, x, y, n_threads)
+
+
+def test_an_infinite_factor_beside_a_zero_factor_stays_visible(core):
+    entries = by_rows(), by_columns()
+    y = np.full((2, 4), np.inf)
+    assert np.isnan(core.residual_products(entries, np.zeros((2, 3)), y, np.zeros((2, 3)), None))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, F64])
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
 @pytest.mark.parametrize("shape", [(600, 800, 9), (2, 9000, 20), (9000, 2, 20), (500, 3000, 40)])

@@ -26,6 +26,7 @@ from helpers.optional_packages import import_pandas
 from tolerances import tolerance
 
 import dlnfast as dln
+from dlnfast._config import sweep as sweep_module
 from dlnfast._config.schema import SpecError
 from dlnfast._config.sweep import _environment, _LocalProcesses
 from dlnfast._support.threads import available_cores
@@ -513,16 +514,40 @@ def test_the_default_executor_runs_processes(tmp_path, inline_results):
     results = dln.sweep(dln.SweepGrid(BASE, AXES), directory=tmp_path, keep_runs=True, n_workers=2)
     assert outcome_rows(results) == inline_results
     assert dict(os.environ) == before
-    cores = available_cores()
     assert results.usage["workers"] == 2
-    assert results.load(0).config["n_threads"] == max(1, cores // 2)
+    assert results.load(0).config["n_threads"] == (1 if available_cores() // 2 <= 1 else 0)
     assert 0 < results.usage["runs"] <= results.usage["jobs"]
-    # A sweep that lacks one run has one worker, with as many threads as before: the bits depend on them.
+    # A sweep that lacks one run has one worker, with as many threads as before.
     shutil.rmtree(tmp_path / results[0]["hash"])
     again = dln.sweep(dln.SweepGrid(BASE, AXES), directory=tmp_path, keep_runs=True, n_workers=2)
     assert (again.usage["workers"], again.usage["started"]) == (1, 1)
     assert again.load(0).config == results.load(1).config | {"weight_decay": [0.0] * 3}
     assert outcome_rows(again) == inline_results
+
+
+@pytest.mark.parametrize(("cores", "workers", "limit", "passed"), [(4, 4, 1, 1), (4, 1, 4, 0), (6, 2, 3, 0)])
+def test_a_run_of_a_sweep_may_use_fewer_threads_than_its_process(monkeypatch, cores, workers, limit, passed):
+    """A number above 1 would be taken literally, so that a busy core slows every parallel region down."""
+    seen = {}
+
+    class Processes(InlineExecutor):
+        def __init__(self, workers, most_threads):
+            seen["limit"] = most_threads
+
+        def open(self):
+            pass
+
+        def close(self):
+            pass
+
+        def submit(self, function, job):
+            seen["passed"] = job.n_threads
+            return super().submit(function, job)
+
+    monkeypatch.setattr(sweep_module, "available_cores", lambda: cores)
+    monkeypatch.setattr(sweep_module, "_LocalProcesses", Processes)
+    dln.sweep(dln.SweepGrid(BASE, AXES), n_workers=workers)
+    assert seen == {"limit": limit, "passed": passed}
 
 
 def test_a_worker_that_dies_is_replaced(inline_results):

@@ -150,6 +150,7 @@ class LaneScalars {
       : features_(features) {
     for (const FamilySpan& span : spans) {
       Family family;
+      family.first = span.first;
       family.length = span.length;
       const Index f = static_cast<Index>(families_.size());
       family.is_coupled = any_nonzero(coupling.block(0, f, coupling.rows, 1));
@@ -195,10 +196,13 @@ class LaneScalars {
 
   double largest(int lane, Index layer) const {
     double largest = 0.0;
-    for (const Scalar& s : scalars_) {
-      if (s.layer != layer) continue;
-      const double r = std::abs(s.rho.a[lane]);
-      largest = std::isfinite(r) ? std::max(largest, r) : infinity;
+    const Scalar* s = scalars_.data();
+    for (const Family& family : families_) {
+      if (family.first <= layer && layer < family.first + family.length) {
+        const double r = std::abs(s[layer - family.first].rho.a[lane]);
+        largest = std::isfinite(r) ? std::max(largest, r) : infinity;
+      }
+      s += family.length;
     }
     return largest;
   }
@@ -253,6 +257,7 @@ class LaneScalars {
     double a[lanes] = {};
   };
   struct Family {
+    Index first = 0;
     Index length = 0;
     bool is_coupled = false;  // in any run
     Values strength;          // of the gradients: c s

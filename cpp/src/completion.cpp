@@ -62,7 +62,18 @@ struct Pass {
   const T* fixed;     // one piece per row
   const T* moving;    // one piece per column
   MatrixRef<T> sums;  // k x rows; absent: compute only the loss
+  bool is_zero;       // whether all inner products are 0: E = -Omega * Phi
 };
+
+template <class T>
+bool all_zero(const MatrixRef<const T>& block) {
+  for (Index g = 0; g < block.rows; ++g) {
+    for (Index j = 0; j < block.cols; ++j) {
+      if (block.row(g)[j] != T(0)) return false;
+    }
+  }
+  return true;
+}
 
 // Largest number of vectors of a row's sum that is held in registers; longer sums are in memory.
 constexpr Index max_register_vectors = 4;
@@ -106,6 +117,9 @@ double run_rows(const Pass<T>& pass, Index begin, Index end, Index k, T* sum_buf
   const Index vectors = n_vectors > 0 ? n_vectors : vectors_of<T>(k);
   const Index stride = vectors * P::size;
   const bool sums = !pass.sums.absent();
+  const auto inner = [&](const T* fixed, const T* const* pieces) DLNFAST_INLINE {
+    return pass.is_zero ? Vector<T>{} : inner_products<T, n_vectors>(fixed, pieces, vectors);
+  };
   const bool is_out_of_cache = entries.cols * stride * static_cast<Index>(sizeof(T)) > cache_bytes;
   const Index last = entries.start[end];
   constexpr int n_sums = n_vectors > 0 ? n_vectors : 1;
@@ -145,8 +159,7 @@ double run_rows(const Pass<T>& pass, Index begin, Index end, Index k, T* sum_buf
       const std::int32_t* index = entries.index + at;
       simd::unroll<P::size>([&](auto g)
                                 DLNFAST_INLINE { pieces[g] = pass.moving + index[g] * stride; });
-      add(pieces,
-          inner_products<T, n_vectors>(fixed, pieces, vectors) - P::load(entries.values + at));
+      add(pieces, inner(fixed, pieces) - P::load(entries.values + at));
     }
     if (const int n = static_cast<int>(stop - at); n > 0) {
       if (is_out_of_cache) prefetch_pieces(entries, pass.moving, stride, at + entries_ahead, last);
@@ -155,7 +168,7 @@ double run_rows(const Pass<T>& pass, Index begin, Index end, Index k, T* sum_buf
       simd::unroll<P::size>(
           [&](auto g) DLNFAST_INLINE { pieces[g] = pass.moving + index[g < n ? g : 0] * stride; });
       const Vector<T> known = P::load_part(entries.values + at, n);
-      add(pieces, P::first(inner_products<T, n_vectors>(fixed, pieces, vectors) - known, n));
+      add(pieces, P::first(inner(fixed, pieces) - known, n));
     }
     if (!sums) continue;
     T piece[n_sums * P::size];
@@ -368,8 +381,11 @@ double residual_products(const ObservedEntries<T>& entries, MatrixRef<const T> x
                      of_left ? left_pieces : right_pieces);
   });
 
-  const Pass<T> rows{&entries.by_rows, left_pieces, right_pieces, left};
-  const Pass<T> columns{&entries.by_columns, right_pieces, left_pieces, right};
+  // With X = 0, as in products with Omega * Phi alone, half of the work is not needed. An infinite
+  // entry of Y is multiplied all the same, so that it stays visible.
+  const bool is_zero = all_zero<T>(x) && y.map().allFinite();
+  const Pass<T> rows{&entries.by_rows, left_pieces, right_pieces, left, is_zero};
+  const Pass<T> columns{&entries.by_columns, right_pieces, left_pieces, right, is_zero};
   parallel_dynamic(team, row_chunks + column_chunks, [&](Index c) {
     const bool of_rows = c < row_chunks;
     const Pass<T>& pass = of_rows ? rows : columns;

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "dlnfast/linear_operator.hpp"
+#include "numbers.hpp"
 
 namespace dlnfast {
 
@@ -206,12 +207,16 @@ void DenseRecorder<T>::bound_drift(double loss) {
   const double c = objective_.loss_scale;
   const double error = std::sqrt(2.0 * excess * gram_norm_ / c);
   std::vector<double> moved(layers_.size());
+  // The product of the largest values of all other layers, from the left and from the right: linear
+  // in the number of layers, and no division.
+  std::vector<double> above(layers_.size(), 1.0);
+  for (std::size_t l = layers_.size() - 1; l > 0; --l) above[l - 1] = above[l] * layers_[l].largest;
+  double below = c * error;
   for (std::size_t l = 0; l < layers_.size(); ++l) {
-    double gradient = c * error;
-    for (std::size_t j = 0; j < layers_.size(); ++j) {
-      if (j != l) gradient *= layers_[j].largest;
-    }
     Layer& layer = layers_[l];
+    double gradient = below * above[l];
+    if (std::isnan(gradient)) gradient = infinity;  // one factor overflows, the other underflows
+    below *= layer.largest;
     layer.velocity =
         rates_.momentum[l] * layer.velocity + rates_.weight_decay[l] * layer.largest + gradient;
     moved[l] = rates_.learning_rate[l] * stepper_.rate() * layer.velocity * (1.0 + rounding);

@@ -25,7 +25,6 @@ class Scalars {
       }
       for (Index i = 0; i < length; ++i) {
         const Index layer = family.first + i;
-        layer_.push_back(layer);
         learning_rate_.push_back(rates.learning_rate[layer]);
         weight_decay_.push_back(rates.weight_decay[layer]);
         momentum_.push_back(rates.momentum[layer]);
@@ -55,10 +54,14 @@ class Scalars {
 
   double size(Index layer) const {
     double largest = 0.0;
-    for (std::size_t i = 0; i < rho_.size(); ++i) {
-      if (layer_[i] != layer) continue;
-      const double r = std::abs(rho_[i]);
-      largest = std::isfinite(r) ? std::max(largest, r) : infinity;
+    const double* rho = rho_.data();
+    for (const Family& family : families_) {
+      const Index n = static_cast<Index>(family.rho.size());
+      if (family.first <= layer && layer < family.first + n) {
+        const double r = std::abs(rho[layer - family.first]);
+        largest = std::isfinite(r) ? std::max(largest, r) : infinity;
+      }
+      rho += n;
     }
     return largest;
   }
@@ -112,7 +115,7 @@ class Scalars {
  private:
   std::vector<Family> families_;
   double loss_scale_;
-  std::vector<Index> layer_;  // of each scalar, as everything below
+  // Of each scalar, as everything below.
   std::vector<double> learning_rate_, weight_decay_, momentum_;
   std::vector<double> rho_, velocity_, gradient_, compensation_;
 };

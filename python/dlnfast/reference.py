@@ -159,14 +159,17 @@ def gradients(
     -----
     Cost: O(L d^3). arXiv:2306.01154, equation of the gradient under Theorem 1.
     """
-    product = end_to_end(weights)
+    below = [np.eye(weights[0].shape[1])]
+    for weight in weights:
+        below.append(weight @ below[-1])
+    product = below.pop()
     residual = (product if input_gram is None else product @ input_gram) - target
+    above = np.eye(len(target))
     result: list[Array] = []
-    for index, weight in enumerate(weights):
-        above = _product(weights[index + 1 :], weight.shape[0])
-        below = _product(weights[:index], weights[0].shape[1])
-        result.append(loss_scale * above.T @ residual @ below.T)
-    return result
+    for weight, product_below in zip(reversed(weights), reversed(below), strict=True):
+        result.append(loss_scale * above.T @ residual @ product_below.T)
+        above = above @ weight
+    return result[::-1]
 
 
 def hessian_product(

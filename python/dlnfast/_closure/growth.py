@@ -46,6 +46,7 @@ class Growth:
         self.dtype = weights[0].dtype
         self.tolerance = rounding_tolerance(self.dtype)
         self.widths = widths_of(weights)
+        self._largest_width = max(self.widths)
         self.rows = [np.empty((0, d), dtype=self.dtype) for d in self.widths]
         # Uncertainty of each direction: rounding error, divided by the norm of the vector that it comes from.
         self.noise = [np.empty(0) for _ in self.widths]
@@ -91,10 +92,12 @@ class Growth:
         """Map new directions by the layers until there are none; return False beyond the limit."""
         last = len(self.widths) - 1
         order = [*range(last + 1), *range(last - 1, 0, -1)]
+        # Only the neighbours of a node grow when its rows are mapped, so a sweep is linear in L.
+        is_within = not any(self._is_too_large(node) for node in range(last + 1))
         while any(n_mapped < len(rows) for n_mapped, rows in zip(self.n_mapped, self.rows, strict=True)):
             for node in order:
-                self._map_new_rows(node)
-                if any(self._is_too_large(grown) for grown in range(last + 1)):
+                grown = self._map_new_rows(node)
+                if not is_within or any(self._is_too_large(neighbour) for neighbour in grown):
                     return False
         return True
 
@@ -105,12 +108,13 @@ class Growth:
     def _is_too_large(self, node: int) -> bool:
         # The input or the output may be active as a whole: its complement is then empty.
         size, hidden = len(self.rows[node]), 0 < node < len(self.widths) - 1
-        return size > self.limit and (hidden or size < self.widths[node] or size == max(self.widths))
+        return size > self.limit and (hidden or size < self.widths[node] or size == self._largest_width)
 
-    def _map_new_rows(self, node: int) -> None:
+    def _map_new_rows(self, node: int) -> Sequence[int]:
+        """Map the new rows of a node, and return the nodes that may have grown."""
         start, end = self.n_mapped[node], len(self.rows[node])
         if start == end:
-            return
+            return ()
         self.n_mapped[node] = end
         new_rows, noise = self.rows[node][start:end], self.noise[node][start:end]
         if node < len(self.weights):
@@ -121,6 +125,7 @@ class Growth:
             self._add_image(node - 1, image, node - 1, noise)
         if node == 0 and self.gram is not None:
             self._add(0, multiply(new_rows, self.gram) / self.dtype.type(self.gram_norm), noise)
+        return range(max(node - 1, 0), min(node + 2, len(self.widths)))
 
     def _add_image(self, node: int, image: FloatArray, layer: int, noise: npt.NDArray[np.float64]) -> None:
         unit = self.norms[layer]

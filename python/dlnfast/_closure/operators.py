@@ -82,11 +82,6 @@ class Complement:
         self.bases = bases
         self.families = tuple(families)
         self.gram_eigen = gram_eigen
-        self._rho = {
-            layer: rho
-            for family in self.families
-            for layer, rho in zip(range(family.first, family.last + 1), family.rho, strict=True)
-        }
 
     def outside(self, node: int, X: FloatArray) -> FloatArray:
         """Return the component of X orthogonal to A_j."""
@@ -149,7 +144,10 @@ class Complement:
 
     def _normalise(self, layer: int, X: FloatArray) -> FloatArray:
         """Divide images under a layer by its scalar."""
-        rho = self._rho.get(layer, 0.0)
+        rho = 0.0
+        for family in self.families:  # all families of a layer have the same scalar at the start
+            if family.first <= layer <= family.last:
+                rho = family.rho[layer - family.first]
         return X / X.dtype.type(rho) if rho > 0 else np.zeros_like(X)
 
 

@@ -465,8 +465,8 @@ def sweep(
 
     Runs of small networks whose dynamics close in at most 8 dimensions go through the engine of
     `train_batch`, those of equal shape side by side; every run has the same bits as alone. Each
-    worker of the default executor has cores / workers threads, in NumPy's BLAS and in runs that set no number
-    of threads.
+    worker of the default executor has at most cores / workers threads, in NumPy's BLAS and in runs that set
+    no number of threads; as in `train`, large runs use fewer while other programs use the cores.
 
     Several processes may run one sweep in one directory: they share finished runs, and may do a run
     twice. After Ctrl-C the workers get two seconds to finish, and the attribute ``results`` of the
@@ -506,10 +506,10 @@ def sweep(
             if summary is not None:
                 rows[name] = _sweep_worker.row_of(summary)
     todo = sorted((item for name, item in unique.items() if name not in rows), key=_order)
-    n_threads = 0
+    most_threads = None
     if executor is None:
-        # From the whole grid: a resumed sweep must give the same bits, so finished runs count too.
-        n_threads = max(1, cores // min(workers, len(unique)))
+        # From the whole grid: a resumed sweep uses as many threads, so finished runs count too.
+        most_threads = max(1, cores // min(workers, len(unique)))
         workers = max(1, min(workers, len(todo)))
     sweeping = _Sweep(
         rows=rows,
@@ -517,7 +517,7 @@ def sweep(
         directory=None if folder is None else str(folder),
         keep=keep_runs,
         retry=retry_failed,
-        n_threads=n_threads,
+        most_threads=most_threads,
         workers=workers,
         seconds=budget,
         executor=executor,
@@ -583,7 +583,7 @@ class _Sweep:
         directory: str | None,
         keep: bool,
         retry: bool,
-        n_threads: int,
+        most_threads: int | None,
         workers: int,
         seconds: float,
         executor: _Executor | None,
@@ -593,10 +593,12 @@ class _Sweep:
         self.directory = directory
         self.keep = keep
         self.retry = retry
-        self.n_threads = n_threads
+        # A run chooses its number of threads, up to the limit of its process, from the times of its steps: a
+        # larger number than 1 is never passed on, because it would be taken literally on a busy machine too.
+        self.n_threads = 1 if most_threads == 1 else 0
         self.workers = workers
         self.seconds = seconds
-        self.local = _LocalProcesses(workers, n_threads) if executor is None else None
+        self.local = None if most_threads is None else _LocalProcesses(workers, most_threads)
         self.executor = executor
         self.queue: deque[Item] = deque()
         #: Runs that a dead worker may have been running: each is repeated alone.
@@ -760,9 +762,9 @@ def _wait_for_some(futures: Sequence[Any]) -> list[Any]:
 class _LocalProcesses:
     """Spawned processes on this machine, which end together with this process."""
 
-    def __init__(self, workers: int, n_threads: int) -> None:
+    def __init__(self, workers: int, most_threads: int) -> None:
         self.workers = workers
-        self.limits = {name: str(_limit_threads(os.environ.get(name), n_threads)) for name in _LIMITS}
+        self.limits = {name: str(_limit_threads(os.environ.get(name), most_threads)) for name in _LIMITS}
         self.pool: Any = None
         self.ends: tuple[Any, ...] = ()
 

@@ -81,8 +81,16 @@ def _convert_array(
         raise ShapeError(f"{title} has shape {array.shape}; wanted ({text}{',' if n_axes == 1 else ''})")
     if array.size == 0 and not empty:
         raise ShapeError(f"{title} is empty: shape {array.shape}")
-    result: FloatArray = np.require(array, wanted, ["C_CONTIGUOUS", "ALIGNED"])
-    if isinstance(x, np.ndarray) and not np.shares_memory(result, array) and result.nbytes > LARGE_COPY_BYTES:
+    if type(array) is np.ndarray and array.dtype == wanted and array.flags.carray:
+        result: FloatArray = array  # decided without the slower `np.require`
+    else:
+        result = np.require(array, wanted, ["C_CONTIGUOUS", "ALIGNED"])
+    if (
+        isinstance(x, np.ndarray)
+        and result is not array
+        and not np.shares_memory(result, array)
+        and result.nbytes > LARGE_COPY_BYTES
+    ):
         warnings.warn(
             f"{title}: {result.nbytes / 2**20:.0f} MB copied to a C-contiguous {wanted} array "
             f"(it came as {array.dtype}, strides {array.strides})",
@@ -504,6 +512,9 @@ def check_scale(
     at_most: float | None = None,
 ) -> float:
     """Convert `x` to a finite float within the bounds; unless `strict`, `minimum` itself is allowed."""
+    largest = math.inf if below is None else below
+    if type(x) is float and at_most is None and minimum <= x < largest and not (strict and x == minimum):
+        return x  # the usual case, without the slower questions
     odd = isinstance(x, (bool, np.bool_, str, bytes, np.complexfloating)) or _is_masked(x)
     try:
         if odd or getattr(x, "ndim", 0) > 0:
@@ -618,7 +629,8 @@ def per_layer(
     is_number = isinstance(x, (float, int))  # decided without the slower questions for arrays
     single = is_number or isinstance(x, (str, bytes, Mapping)) or not isinstance(x, Iterable)
     if single if is_number or not is_array(x) else count_axes(x, name) == 0:
-        return np.full(n_layers or 1, check_scale(x, name, minimum=minimum, strict=strict, below=below))
+        value = check_scale(x, name, minimum=minimum, strict=strict, below=below)
+        return np.array([value] * (n_layers or 1))  # several times faster than np.full for few layers
     values = as_list(x, name, "one number or one per layer")
     if n_layers is not None and len(values) != n_layers:
         raise ShapeError(f"{name} has {len(values)} values; wanted one number or one per layer ({n_layers})")

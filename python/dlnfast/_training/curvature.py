@@ -61,22 +61,23 @@ def curvatures(problem: Observations, U: FloatArray, V: FloatArray) -> Curvature
         operators = problem.projected(U, V).reshape(problem.n_observations, -1)
         inside = float(np.linalg.norm(operators, 2)) ** 2 / _MARGIN
     else:
-        inside = _estimate_largest_eigenvalue(lambda X: u @ apply_observed(X.T @ u, v)[0].T, (a, b), 0)
-    left = _estimate_largest_eigenvalue(lambda X: apply_observed(X, v)[0], (b, problem.dim_out), 1)
-    right = _estimate_largest_eigenvalue(lambda X: apply_observed(u, X)[1], (a, problem.dim_in), 2)
+        inside = _estimate_largest_eigenvalue(lambda X: u @ apply_observed(X.T @ u, v, "left").T, (a, b), 0)
+    left = _estimate_largest_eigenvalue(lambda X: apply_observed(X, v, "left"), (b, problem.dim_out), 1)
+    right = _estimate_largest_eigenvalue(lambda X: apply_observed(u, X, "right"), (a, problem.dim_in), 2)
     return Curvatures(_MARGIN * inside, _MARGIN * left, _MARGIN * right)
 
 
-#: Maps x (k, d_y) and y (k, d_x) to y E^T and x E of the observed part, E = B^T B (x^T y).
-_ObservedMap = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
+#: Maps x (k, d_y), y (k, d_x) and a side to y E^T ("left") or x E ("right") of the observed part,
+#: E = B^T B (x^T y).
+_ObservedMap = Callable[[FloatArray, FloatArray, str], FloatArray]
 
 
 def _make_measurement_map(problem: Observations) -> _ObservedMap:
     assert isinstance(problem, Sensing)
 
-    def apply_observed(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def apply_observed(x: FloatArray, y: FloatArray, side: str) -> FloatArray:
         error = problem.adjoint(problem.apply(x.T @ y))
-        return y @ error.T, x @ error
+        return np.asarray(y @ error.T if side == "left" else x @ error)
 
     return apply_observed
 
@@ -86,11 +87,14 @@ def _make_entry_map(problem: Completion) -> _ObservedMap:
     by_rows, by_columns = problem.entries()
     index = (*by_rows[:2], nothing), (*by_columns[:2], nothing)
 
-    def apply_observed(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def apply_observed(x: FloatArray, y: FloatArray, side: str) -> FloatArray:
+        entries = index
+        if side == "right":  # the transpose, so that only one of the two products is computed
+            entries, x, y = (index[1], index[0]), y, x
         x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
-        left, right = np.empty_like(x), np.empty_like(y)
-        core.residual_products(index, x, y, left, right, threads_beside_numpy(index, len(x)))
-        return left, right
+        found = np.empty_like(x)
+        core.residual_products(entries, x, y, found, None, threads_beside_numpy(entries, len(x)))
+        return found
 
     return apply_observed
 
@@ -156,20 +160,12 @@ def constant_rate(
     sigma = float(problem.target_values(1)[0])
 
     def gauss_newton(values: FloatArray) -> float:
-        others = [np.prod(np.delete(values, i)) ** 2 for i in range(len(values))]
-        return float(np.sum(m * q * others))
+        return float(np.sum(m * q * multiply_others(values) ** 2))
 
     at_end = gauss_newton(np.sqrt(_layer_squares(sigma, scales, m)))
     error = problem.error_scale * math.sqrt(2 * problem.loss(list(weights)) / problem.loss_scale)
-    rows = [
-        sum(
-            math.sqrt(m[i] * m[j]) * float(np.prod(np.delete(scales, [i, j])))
-            for j in range(len(m))
-            if j != i
-        )
-        for i in range(len(m))
-    ]
-    sharpness = problem.loss_scale * max(at_end, gauss_newton(scales) + max(rows) * error)
+    rows = np.sqrt(m) * sum_pairs(scales, np.sqrt(m))
+    sharpness = problem.loss_scale * max(at_end, gauss_newton(scales) + float(rows.max()) * error)
     return 1.0 / sharpness if sharpness > 0 else 1.0 / problem.loss_scale
 
 
@@ -204,8 +200,36 @@ def minimum_sharpness(problem: Observations, scales: Sequence[float], ratios: Se
     if sigma == 0.0:
         return 0.0
     squares = _layer_squares(sigma, np.asarray(scales, dtype=np.float64), m)
-    others = [float(np.prod(np.delete(squares, i))) for i in range(m.size)]
-    return float(problem.loss_scale * problem.density * np.sum(m * others))
+    return float(problem.loss_scale * problem.density * np.sum(m * multiply_others(squares)))
+
+
+def multiply_others(values: FloatArray) -> FloatArray:
+    """Return for each i the product of all values but the i-th, in O(L) and without a division."""
+    return _products_before(values) * _products_before(values[::-1])[::-1]
+
+
+def sum_pairs(values: FloatArray, terms: FloatArray) -> FloatArray:
+    r"""Return for each i the sum ``sum_{j != i} terms_j prod_{k != i, j} values_k``, in O(L).
+
+    It is the coefficient of x in ``prod_{k != i} (values_k + terms_k x)``.
+    """
+
+    def sums_before(values: FloatArray, terms: FloatArray, products: FloatArray) -> FloatArray:
+        sums = np.zeros_like(values)
+        for i in range(1, len(values)):
+            sums[i] = sums[i - 1] * values[i - 1] + products[i - 1] * terms[i - 1]
+        return sums
+
+    below, above = _products_before(values), _products_before(values[::-1])
+    sums_below = sums_before(values, terms, below)
+    sums_above = sums_before(values[::-1], terms[::-1], above)
+    found: FloatArray = sums_below * above[::-1] + below * sums_above[::-1]
+    return found
+
+
+def _products_before(values: FloatArray) -> FloatArray:
+    """Return for each i the product of the values before the i-th."""
+    return np.concatenate([np.ones(min(1, len(values))), np.cumprod(values[:-1])])
 
 
 def _layer_squares(sigma: float, scales: FloatArray, m: FloatArray) -> FloatArray:

@@ -176,7 +176,7 @@ class Request:
             else {"safety": self.adaptive.safety, "curvature": self.adaptive.curvature},
             "weight_decay": self.weight_decay.tolist(),
             "momentum": self.momentum.tolist(),
-            "dtype": self.dtype.name,
+            "dtype": "float64" if self.dtype.itemsize == 8 else "float32",  # faster than dtype.name
             "widths": self.widths,
             **({} if self.device is None else {"device": self.device}),
         }

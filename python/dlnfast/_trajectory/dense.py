@@ -42,6 +42,8 @@ class DenseStates(RecordedSpectra):
     snapshot_steps: IntArray = field()
     initial: tuple[FloatArray, ...] | None
     final: tuple[FloatArray, ...] | None
+    #: Gradients at `initial`, once they were needed. `replace` starts with none.
+    _initial_gradients: list[FloatArray] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def angles(self, index: int, side: str, reference: str | npt.ArrayLike, run: Run) -> Table:
         vectors = self.vectors(side)[index].astype(np.float64)
@@ -52,7 +54,9 @@ class DenseStates(RecordedSpectra):
         elif reference == "first_step":
             chosen, start = vectors[find_record(run.steps, 1)], 1
         elif is_limit(reference) and self.initial is not None and is_scaled_isometry(self.initial[index]):
-            gradient = run._gradients(self.initial)[index].astype(np.float64)
+            if not self._initial_gradients:
+                self._initial_gradients.extend(run._gradients(self.initial))
+            gradient = self._initial_gradients[index].astype(np.float64)
             chosen = compute_limit(self.initial[index].astype(np.float64), gradient, side)[:, :k]
             start = 1
         else:

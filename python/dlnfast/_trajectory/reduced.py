@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -207,10 +207,14 @@ class ReducedStates(States):
 
     def _limit(self, index: int, side: str) -> FloatArray:
         """Return the singular vectors of a core for t -> 0+."""
+        return compute_limit(self.cores[index][0].astype(np.float64), self._initial_gradients[index], side)
+
+    @cached_property
+    def _initial_gradients(self) -> list[FloatArray]:
+        """Gradients of the loss with respect to the cores at the first record; computed once."""
         cores = [core_[0].astype(np.float64) for core_ in self.cores]
         gram = None if self.input_gram is None else self.input_gram.astype(np.float64)
-        gradients = plain.gradients(cores, self.target.astype(np.float64), gram, self.loss_scale)
-        return compute_limit(cores[index], gradients[index], side)
+        return plain.gradients(cores, self.target.astype(np.float64), gram, self.loss_scale)
 
     def angles(self, index: int, side: str, reference: str | npt.ArrayLike, run: Run) -> Table:
         vectors = self._spectrum(index).vectors(side).astype(np.float64)

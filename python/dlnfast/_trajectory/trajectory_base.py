@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ class TrajectoryBase(ABC):
             raise ValueError("the layers of a tracked model are no chain and have no widths: run.shapes")
         return list(self.config["widths"])
 
-    @property
+    @cached_property  # read for each layer of a loop over layers
     def shapes(self) -> list[tuple[int, int]]:
         """Rows and columns of each layer's matrix."""
         if "shapes" in self.config:

@@ -263,21 +263,19 @@ class ImplicitWeights:
 
     def _grow(self, limits: Sequence[int]) -> bool:
         """Apply all layers and transposes until no new direction appears; return False beyond a limit."""
+        if any(node.count > limit for node, limit in zip(self._nodes, limits, strict=True)):
+            return False
         while not all(layer.is_complete for layer in self._layers):
-            if self._exceeds(limits):
-                return False
-            for layer in self._layers:
+            # Only the target of a layer grows, so a sweep is linear in L.
+            for index, layer in enumerate(self._layers):
                 layer.reveal_all(layer.right, layer.left)
-                if self._exceeds(limits):
+                if layer.left.node.count > limits[index + 1]:
                     return False
-            for layer in reversed(self._layers):
+            for index, layer in reversed(list(enumerate(self._layers))):
                 layer.reveal_all(layer.left, layer.right)
-                if self._exceeds(limits):
+                if layer.right.node.count > limits[index]:
                     return False
-        return not self._exceeds(limits)
-
-    def _exceeds(self, limits: Sequence[int]) -> bool:
-        return any(node.count > limit for node, limit in zip(self._nodes, limits, strict=True))
+        return True
 
     # ----------------------------------------------------------------------------------------- vectors
 
