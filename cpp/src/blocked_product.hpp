@@ -238,8 +238,8 @@ void multiply(T alpha, const MatrixRef<const T>& a, Op op_a, const MatrixRef<con
         pack_tiles<T, tile_rows>(a, op_a == Op::none, share(row_tiles, 1, task, a_tasks), begin,
                                  depth, packed_a);
       } else {
-        pack_tiles<T, width>(b, op_b == Op::transpose,
-                             share(col_tiles, 1, task - a_tasks, b_tasks), begin, depth, packed_b);
+        pack_tiles<T, width>(b, op_b == Op::transpose, share(col_tiles, 1, task - a_tasks, b_tasks),
+                             begin, depth, packed_b);
       }
     });
     const T beta_here = begin == 0 ? beta : T(1);
