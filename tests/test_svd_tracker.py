@@ -127,13 +127,126 @@ def test_bounds_hold_at_any_scale(dtype, exponents):
                 assert np.all(np.abs(record.singular_values / level - sigma) <= record.errors / level)
 
 
-def test_values_hidden_by_noise_are_not_certified():
+class _Products:
+    """A matrix that is known by its products."""
+
+    def __init__(self, W):
+        self.W, self.shape, self.dtype = W, W.shape, W.dtype
+
+    def matmat(self, X):
+        return self.W @ X
+
+    def rmatmat(self, Y):
+        return self.W.T @ Y
+
+
+def test_values_hidden_by_noise_are_certified_from_the_matrix_but_not_from_products():
     """The largest values of a bulk cannot be certified below the resolution of random vectors."""
     rng = np.random.default_rng(0)
     W = rng.standard_normal((300, 300)) / 17
+    from_products = dln.SVDTracker(16, tolerance=1e-6, mode="dense").update(_Products(W))
+    assert from_products.completeness == "none"
+    assert_within_bounds(from_products, W)
     record = dln.SVDTracker(16, tolerance=1e-6, mode="dense").update(W)
-    assert record.completeness == "none"
+    assert record.completeness == "rigorous"
+    assert record.errors.max() <= 1e-6 * record.singular_values[0]
     assert_within_bounds(record, W)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("shape", [(400, 400), (350, 700), (700, 350)])
+@pytest.mark.parametrize("level", [1e-12, 1.0, 1e10])
+def test_small_tolerances_are_reached_for_a_bulk_of_values(dtype, shape, level):
+    rng = np.random.default_rng(0)
+    W = level * rng.standard_normal(shape) / np.sqrt(max(shape))
+    step = level * rng.standard_normal(shape) / np.sqrt(max(shape))
+    tracker = dln.SVDTracker(8, tolerance=1e-3)
+    for update in range(4):
+        moved = (W + 0.02 * update * step).astype(dtype)
+        if update == 3:  # a value that was not followed
+            moved += (
+                3 * level * np.outer(rng.standard_normal(shape[0]), rng.standard_normal(shape[1]))
+            ).astype(dtype) / np.sqrt(np.prod(shape), dtype=dtype)
+        record = tracker.update(moved)
+        assert record.tier == "dense"
+        assert record.completeness == "rigorous"
+        assert record.errors.max() <= 1e-3 * record.singular_values[0]
+        assert_within_bounds(record, moved)
+
+
+@pytest.mark.parametrize("k", [1, 8])
+@pytest.mark.parametrize("kind", ["zero", "rank 2", "rotation", "decay"])
+def test_small_tolerances_are_reached_for_special_spectra(k, kind):
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.standard_normal((400, 400)))[0]
+    P = np.linalg.qr(rng.standard_normal((400, 400)))[0]
+    sigma = {
+        "zero": np.zeros(400),
+        "rank 2": np.r_[1.0, 0.5, np.zeros(398)],
+        "rotation": np.ones(400),
+        "decay": 0.9 ** np.arange(400),
+    }[kind]
+    W = (Q * sigma) @ P
+    tracker = dln.SVDTracker(k, tolerance=1e-3)
+    for scale in (1.0, 1.01, 0.5):
+        record = tracker.update(scale * W)
+        assert record.completeness == "rigorous"
+        assert record.errors.max() <= 1e-3 * record.singular_values[0] + 1e-300
+        assert_within_bounds(record, scale * W)
+
+
+class TestMeasuredDrift:
+    """Trackers of large matrices measure how far W has moved if nobody tells them."""
+
+    @staticmethod
+    def matrix(dtype=np.float64):
+        rng = np.random.default_rng(0)
+        return (draw_matrix(0, 1100, 1000, [4, 3, 2]) + 0.1 * rng.standard_normal((1100, 1000)) / 33).astype(
+            dtype
+        )
+
+    @pytest.mark.parametrize("dtype", [np.float64, np.float32])
+    def test_small_changes_need_no_certificates(self, dtype):
+        rng = np.random.default_rng(1)
+        W = self.matrix(dtype)
+        tracker = dln.SVDTracker(3)
+        tracker.update(W)
+        tracker.update(W)
+        assert not tracker.update(W).refreshed
+        drift = 0.0
+        for _ in range(5):
+            step = (1e-3 * np.outer(rng.standard_normal(1100), rng.standard_normal(1000)) / 1000).astype(
+                dtype
+            )
+            W = W + step
+            record = tracker.update(W)
+            drift += np.linalg.norm(step.astype(np.float64))
+            assert record.completeness == "probabilistic"
+            assert not record.refreshed
+            assert_within_bounds(record, W)
+        assert record.drift >= drift * (1 - 1e-4)
+
+    def test_large_changes_are_certified(self):
+        rng = np.random.default_rng(1)
+        W = self.matrix()
+        tracker = dln.SVDTracker(3)
+        for _ in range(6):
+            record = tracker.update(W)
+            assert record.refreshed
+            assert_within_bounds(record, W)
+            W = W + 2 * np.outer(rng.standard_normal(1100), rng.standard_normal(1000)) / 1000
+
+    def test_the_change_of_a_refused_matrix_counts(self):
+        W = self.matrix()
+        tracker = dln.SVDTracker(3)
+        tracker.update(W)
+        tracker.update(W)
+        moved = W + 3.5 * np.outer(np.ones(1100), np.ones(1000)) / np.sqrt(1100 * 1000)
+        for bad in (moved + np.nan, moved * 1e308):
+            with pytest.raises(ValueError, match="finite"):
+                tracker.update(bad)
+        for _ in range(3):
+            assert_within_bounds(tracker.update(moved), moved)
 
 
 def test_a_known_drift_makes_certificates_unnecessary():

@@ -7,6 +7,7 @@ import copy
 import gc
 import re
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from torch import nn  # noqa: E402
 
 import dlnfast as dln  # noqa: E402
 from dlnfast.torch import track  # noqa: E402
+
+track_module = sys.modules["dlnfast.torch.track"]
 
 
 def small_model(seed=0, dtype=torch.float64, widths=(12, 30, 20, 3)):
@@ -467,3 +470,107 @@ def test_tracked_models_can_be_copied():
     assert copy.deepcopy(model)[0].weight.equal(model[0].weight)
     assert "SpectralTracker(3 layers, 0 steps, 1 records)" in repr(tracked)
     assert "tracked, 3 layers" in repr(tracked.trajectory())
+
+
+class TestBackground:
+    """Records that a thread computes during the next steps."""
+
+    @staticmethod
+    def train_both(make, n_steps, every, **settings):
+        """Return the trackers of two equal trainings, without and with the background."""
+        found = []
+        for background in (False, True):
+            model = make()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+            with track(model, every=every, background=background, **settings) as tracked:
+                run_steps(model, optimizer, n_steps)
+            found.append(tracked)
+        return found
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+    @pytest.mark.parametrize("every", [1, 4])
+    def test_records_are_the_same(self, dtype, every):
+        plain, background = self.train_both(lambda: small_model(dtype=dtype), 10, every, k=3, vectors=True)
+        for of in ("weights", "change"):
+            one, other = plain.trajectory(of), background.trajectory(of)
+            assert one.steps.tolist() == other.steps.tolist()
+            for name in one.layer_names:
+                assert np.array_equal(one.singular_values(name), other.singular_values(name))
+                assert np.array_equal(one.singular_value_errors(name), other.singular_value_errors(name))
+                assert np.array_equal(one.angles(name), other.angles(name))
+        assert background.background_seconds > 0
+        assert plain.background_seconds == 0
+
+    def test_products_are_the_same(self, monkeypatch):
+        monkeypatch.setattr(track_module, "is_decomposed", lambda shape, k: False)
+        monkeypatch.setattr(track_module, "_is_on_host", lambda matrix: False)
+        plain, background = self.train_both(small_model, 6, 2, k=2)
+        for of in ("weights", "change"):
+            one, other = plain.trajectory(of), background.trajectory(of)
+            for name in one.layer_names:
+                assert np.array_equal(one.singular_values(name), other.singular_values(name))
+
+    def test_a_record_has_the_weights_of_its_step(self, monkeypatch):
+        """The thread starts when the weights have changed already."""
+        model = small_model()
+        weight = model[0].weight.detach().clone()
+        changed = threading.Event()
+        update = track_module.SpectralTracker._update_trackers
+
+        def wait(self, *arguments):
+            assert changed.wait(60)
+            return update(self, *arguments)
+
+        changed.set()
+        tracked = track(model, "0", k=3, change=False, background=True)
+        monkeypatch.setattr(track_module.SpectralTracker, "_update_trackers", wait)
+        changed.clear()
+        for step in (1, 2):
+            tracked.advance()
+            with torch.no_grad():
+                model[0].weight.mul_(2)
+            if step == 1:
+                tracked.record()
+                assert tracked._pending is not None
+                assert repr(tracked).endswith("2 records)")
+                with torch.no_grad():
+                    model[0].weight.zero_()
+                changed.set()
+        values = tracked.trajectory().singular_values("0")
+        exact = torch.linalg.svdvals(weight).numpy()[:3]
+        np.testing.assert_allclose(values[:2], [exact, 2 * exact], rtol=tolerance(float, 30))
+
+    def test_a_weight_that_is_not_finite_is_an_error_of_the_next_record(self):
+        model = small_model()
+        tracked = track(model, k=2, every=1, background=True)
+        with torch.no_grad():
+            model[2].weight[0, 0] = torch.nan
+        tracked.advance()
+        with pytest.raises(ValueError, match=r"layer 2 at step 1: .* not finite"):
+            tracked.trajectory()
+        assert tracked.trajectory().steps.tolist() == [0]
+        tracked.close()
+
+    def test_weights_that_are_not_finite_at_the_start_are_refused_at_once(self):
+        model = small_model()
+        with torch.no_grad():
+            model[2].weight[0, 0] = torch.nan
+        with pytest.raises(ValueError, match="layer 2 at step 0"):
+            track(model, k=2, background=True)
+
+    def test_states_include_the_record_that_is_computed(self):
+        model = small_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with track(model, k=2, every=2, background=True) as tracked:
+            run_steps(model, optimizer, 3)
+            tracked.record()
+            state = tracked.state_dict()
+        assert state["steps"] == [0, 2, 3]
+
+    def test_tracked_models_can_be_copied_during_a_record(self):
+        model = small_model()
+        with track(model, k=2, every=1, background=True) as tracked:
+            tracked.advance()
+            tracked.record()
+            copied = copy.deepcopy(model)
+        assert torch.equal(copied[0].weight, model[0].weight)

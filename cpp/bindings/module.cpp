@@ -22,6 +22,7 @@ void export_constants(py::module_& m) {
   m.attr("TRACKER_DEFAULTS") = to_python(TrackerSettings());
   m.attr("SMALL_LIMIT") = small_limit;
   m.attr("LARGEST_FULL_SIZE") = largest_full_size;
+  m.attr("LARGEST_CERTIFIED_SIZE") = largest_certified_size;
   m.attr("POLL_SECONDS") = Monitor::poll_seconds;
   const py::object make = py::module_::import("enum").attr("IntEnum");
   m.attr("Count") = make("Count", names(count_names), py::arg("start") = 0);

@@ -1,9 +1,19 @@
 // SPDX-License-Identifier: MIT
 #include "dense_tier.hpp"
 
+#include <algorithm>
 #include <cmath>
 
+#include "gram_certificate.hpp"
+
 namespace dlnfast {
+namespace {
+
+constexpr int most_accelerations = 4;
+// Products with W^T W between two sweeps: fewer while the errors stay far below the tolerance.
+constexpr Index least_steps = 2, most_steps = 8;
+
+}  // namespace
 
 template <class T>
 void DenseTier<T>::update(const DenseUpdate<T>& update) {
@@ -13,7 +23,7 @@ void DenseTier<T>::update(const DenseUpdate<T>& update) {
   bound(update);
   const bool is_affordable = !std::isfinite(tails_.drift()) || certificate_.is_affordable();
   if (is_first || is_refresh_due(update) || (!tails_.is_good_enough() && is_affordable)) {
-    refresh(update, is_first);
+    if (!certify_by_gram(update)) refresh(update, is_first);
   }
   if (is_first) {
     certificate_.reset_credit();
@@ -85,6 +95,56 @@ bool DenseTier<T>::is_refresh_due(const DenseUpdate<T>& update) const {
                          subspace_.size() < subspace_.shape().smaller;
   return may_split ||
          (settings_.refresh_every > 0 && update.record.update % settings_.refresh_every == 0);
+}
+
+// Converges the pairs and bounds their complement by a Gram matrix. Returns false if that is not worth its cost,
+// or a value was missed.
+template <class T>
+bool DenseTier<T>::certify_by_gram(const DenseUpdate<T>& update) {
+  if (update.matrix == nullptr || settings_.tolerance > krylov_tolerance ||
+      subspace_.shape().smaller > largest_certified_size ||
+      subspace_.size() == subspace_.shape().smaller) {
+    return false;
+  }
+  const double wanted = settings_.tolerance * subspace_.reported().values[0];
+  GramTail tail = choose_gram_tail();
+  for (int round = 0; round < most_accelerations && tail.error > 0.5 * wanted; ++round) {
+    if (round > 0) n_steps_ = most_steps;
+    subspace_.accelerate(update.w, n_steps_, update.context);
+    update.record.n_columns += 2 * n_steps_ * subspace_.size();
+    sweep(update);
+    tail = choose_gram_tail();
+    if (tail.error < 0.3 * wanted) n_steps_ = std::max(least_steps, n_steps_ - 1);
+  }
+  update.record.refreshed = true;
+  ++n_refreshes_;
+  const double bound = bound_complement<T>(*update.matrix, update.factor, subspace_.measured(),
+                                           tail.j, tail.tau, update.context);
+  if (std::isfinite(bound)) tails_.certify({bound, Completeness::rigorous}, tail.j);
+  find_errors(update);
+  return std::isfinite(bound);
+}
+
+// Chooses the pairs and the bound on their complement for which the errors of the values are least. Values
+// that are not measured are expected to be below the next measured one.
+template <class T>
+GramTail DenseTier<T>::choose_gram_tail() const {
+  const std::vector<double>& s = subspace_.measured().values;
+  const Index k = subspace_.shape().k, p = subspace_.size();
+  const double least_gap = 0.25 * settings_.tolerance * s[0];
+  GramTail best{p, 0.0, infinity};
+  for (Index j = k; j <= p; ++j) {
+    const double next = s[std::min(j, p - 1)];
+    const double tau = std::max(0.5 * (next + s[k - 1]), next + least_gap);
+    const double residual = subspace_.residual(0, j);
+    double error = 0.0;
+    for (Index i = 0; i < k; ++i) {
+      error =
+          std::max(error, s[i] > tau ? perturbation(s[i] - tau, residual) : tau + residual - s[i]);
+    }
+    if (error < best.error) best = {j, tau, error};
+  }
+  return best;
 }
 
 // Bounds the complement of the separated pairs by a certificate. If the certificate finds a

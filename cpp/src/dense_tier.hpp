@@ -17,10 +17,17 @@ namespace dlnfast {
 template <class T>
 struct DenseUpdate {
   const LinearOperator<T>& w;        // in units of the tracker
-  const MatrixRef<const T>* matrix;  // W itself; null for an operator
+  const MatrixRef<const T>* matrix;  // W itself, not in these units; null for an operator
+  double factor;                     // the unit: w is factor * W
   double squared_norm;               // ||W||_F^2; negative: unknown
   TrackerRecord& record;             // output
   const Context& context;
+};
+
+// A tail to certify: the complement of the first j pairs is below tau, with this error of the values then.
+struct GramTail {
+  Index j;
+  double tau, error;
 };
 
 template <class T>
@@ -51,6 +58,8 @@ class DenseTier {
   void find_errors(const DenseUpdate<T>& update);
   void bound(const DenseUpdate<T>& update);
   bool is_refresh_due(const DenseUpdate<T>& update) const;
+  bool certify_by_gram(const DenseUpdate<T>& update);
+  GramTail choose_gram_tail() const;
   void refresh(const DenseUpdate<T>& update, bool is_first);
   void initialize_origin(const DenseUpdate<T>& update);
   bool would_sweep_help() const;
@@ -61,6 +70,7 @@ class DenseTier {
   OriginBound<T> origin_;
   KrylovCertificate<T> certificate_;
   std::int64_t n_refreshes_ = 0;
+  Index n_steps_ = 8;  // of the next acceleration
   double last_squared_norm_ = -1.0;
   bool was_one_cluster_ = false;  // all reported values were equal at the last update
 };

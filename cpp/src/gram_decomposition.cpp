@@ -7,6 +7,7 @@
 
 #include "dlnfast/product.hpp"
 #include "dlnfast/safe_resize.hpp"
+#include "gram_matrix.hpp"
 #include "numbers.hpp"
 #include "views.hpp"
 
@@ -88,10 +89,8 @@ void GramDecomposition::compute(MatrixRef<const T> w, Index p, Index k, double t
 }
 
 double GramDecomposition::decompose(Index begin, const Context& context) {
-  safe_resize(gram_, x_.cols(), x_.cols());
-  const Op first = is_wide_ ? Op::none : Op::transpose;
-  const Op second = is_wide_ ? Op::transpose : Op::none;
-  multiply<double>(1.0, view(w_), first, view(w_), second, 0.0, MatrixRef<double>(gram_), context);
+  lower_gram<double>(view(w_), 1.0, gram_, context);
+  mirror_lower(gram_);
   const double squared_norm = gram_.trace();
   context.poll();
   eigen_.find_values(gram_, static_cast<Index>(values_.size()) - begin);

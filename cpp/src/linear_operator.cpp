@@ -37,6 +37,29 @@ double inner_product_of_rows(const float* a, const float* b, Index n) {
   return total;
 }
 
+// Returns ||a - b||^2 and the sum of |a_i - b_i|, and copies a to b.
+template <class T>
+std::array<double, 2> replace_row(T* b, const T* a, Index n) {
+  double squares[8] = {}, sizes[8] = {};
+  const auto replace = [&](Index j, Index i) {
+    const double difference = static_cast<double>(a[j]) - static_cast<double>(b[j]);
+    squares[i] += difference * difference;
+    sizes[i] += std::abs(difference);
+    b[j] = a[j];
+  };
+  Index j = 0;
+  for (; j + 8 <= n; j += 8) {
+    for (Index i = 0; i < 8; ++i) replace(j + i, i);
+  }
+  for (; j < n; ++j) replace(j, 0);
+  std::array<double, 2> total{};
+  for (Index i = 0; i < 8; ++i) {
+    total[0] += squares[i];
+    total[1] += sizes[i];
+  }
+  return total;
+}
+
 // Sums of_row(i), N numbers, over chunks of rows and then over the chunks in order, so that the
 // result does not depend on the number of threads.
 template <std::size_t N, class OfRow>
@@ -101,6 +124,15 @@ double norm(MatrixRef<const T> w, const Context& context) {
 }
 
 template <class T>
+double replace_and_measure(MatrixRef<T> copy, MatrixRef<const T> w, const Context& context) {
+  require_shape(copy, w.rows, w.cols, "the copy of a matrix");
+  const auto [square, size] = sum_over_rows<2>(
+      w.rows, w.cols, context, [&](Index i) { return replace_row(copy.row(i), w.row(i), w.cols); });
+  if (size == 0.0) return 0.0;
+  return is_exact_square(square) ? std::sqrt(square) : std::numeric_limits<double>::infinity();
+}
+
+template <class T>
 NormAndProduct norm_and_product(MatrixRef<const T> w, MatrixRef<const T> b,
                                 const Context& context) {
   require_shape(b, w.rows, w.cols, "the second matrix of an inner product");
@@ -112,6 +144,10 @@ NormAndProduct norm_and_product(MatrixRef<const T> w, MatrixRef<const T> b,
   return {both[0], both[1]};
 }
 
+template double replace_and_measure<float>(MatrixRef<float>, MatrixRef<const float>,
+                                           const Context&);
+template double replace_and_measure<double>(MatrixRef<double>, MatrixRef<const double>,
+                                            const Context&);
 template NormAndProduct norm_and_product<float>(MatrixRef<const float>, MatrixRef<const float>,
                                                 const Context&);
 template NormAndProduct norm_and_product<double>(MatrixRef<const double>, MatrixRef<const double>,

@@ -11,6 +11,7 @@
 #include "dlnfast/safe_resize.hpp"
 #include "numbers.hpp"
 #include "small_decomposition.hpp"
+#include "symmetric_eigen.hpp"
 #include "views.hpp"
 
 namespace dlnfast {
@@ -149,6 +150,41 @@ void SubspaceIteration<T>::sweep(const LinearOperator<T>& w, Matrix<T>* image,
   safe_assign(reported_.left, u);
   diagonalize(reported_.left, reported_.right, reported_.values, context);  // (3)
   set_rounding_bound(reported_.values[0]);
+}
+
+template <class T>
+void SubspaceIteration<T>::accelerate(const LinearOperator<T>& w, Index steps,
+                                      const Context& context) {
+  const Index n_blocks = std::min(steps + 1, shape_.smaller / p_);
+  const Index size = n_blocks * p_;
+  Matrix<T> basis(size, shape_.n), images(size, shape_.m);
+  const auto rows = [p = p_](Matrix<T>& m, Index i) {
+    return MatrixRef<T>(m).block(i * p, 0, p, m.cols());
+  };
+  basis.topRows(p_) = reported_.right;
+  for (Index i = 0;; ++i) {
+    w.apply(rows(basis, i), rows(images, i), context);
+    if (i + 1 == n_blocks) break;
+    const MatrixRef<T> next = rows(basis, i + 1);
+    w.apply_transpose(rows(images, i), next, context);
+    for (int pass = 0; pass < 2; ++pass) {
+      project_out<T>(next, top(basis, (i + 1) * p_), context);
+      orthonormalize<T>(next, random_, context);
+    }
+  }
+  Matrix<T> products(size, size);
+  multiply<T>(view(images), Op::none, view(images), Op::transpose, MatrixRef<T>(products), context);
+  if (!products.allFinite()) {
+    throw std::domain_error("products with the tracked matrix are not finite");
+  }
+  Matrix<double> gram = products.template cast<double>();
+  SymmetricEigen eigen;
+  eigen.find_values(gram, p_);
+  eigen.find_vectors(gram, random_);
+  const Matrix<T> coefficients = eigen.vectors().template cast<T>();
+  multiply<T>(view(coefficients), Op::none, view(basis), Op::none, MatrixRef<T>(reported_.right),
+              context);
+  orthonormalize<T>(reported_.right, random_, context);
 }
 
 template <class T>

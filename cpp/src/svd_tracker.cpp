@@ -5,6 +5,7 @@
 //   tracker_scale        the unit
 //   subspace_iteration   vectors and sweeps
 //   tail_bounds          errors; krylov_certificate, origin_bound: bounds on the complement
+//   drift_meter          how far W has moved, if the caller does not know
 //   dense_tier, full_tier, factored_tier
 //   tracker_recording    records and branches
 #include "dlnfast/svd_tracker.hpp"
@@ -18,6 +19,7 @@
 #include "dlnfast/errors.hpp"
 #include "dlnfast/random.hpp"
 #include "dlnfast/workspace.hpp"
+#include "drift_meter.hpp"
 #include "factored_tier.hpp"
 #include "full_tier.hpp"
 #include "numbers.hpp"
@@ -63,6 +65,7 @@ class SvdTracker<T>::Impl {
         full_(settings, subspace_, scale_),
         factored_(settings, subspace_, random_),
         recording_(settings, subspace_),
+        meter_(m, n, settings),
         is_decomposed_(FullTier<T>::is_chosen(settings.mode, shape_.smaller, subspace_.size())) {}
 
   const TrackerShape& shape() const { return shape_; }
@@ -80,14 +83,28 @@ class SvdTracker<T>::Impl {
     }
     set_context(context);
     leave_factored();
-    const double moved = measure(w, matrix, drift);
+    const bool is_full = matrix != nullptr && uses_full_tier(drift);
+    const bool is_measured = matrix != nullptr && !is_full && !std::isfinite(drift);
+    if (is_measured) {
+      drift = meter_.measure(*matrix, context_);
+    } else {
+      meter_.reset();
+    }
+    double moved;
+    try {
+      moved = measure(w, matrix, is_full, drift);
+    } catch (...) {
+      meter_.reset();  // the distance was not added to the drift
+      throw;
+    }
     recording_.start_record(squared_norm_, start);
-    if (is_decomposed_ && matrix != nullptr) {
+    if (is_full) {
       full_.update(*matrix, recording_.record(), context_);
       dense_.tails().restart();
     } else {
       iterate(w, matrix);
     }
+    if (is_measured) meter_.report(moved, subspace_.reported().values[0]);
     recording_.finish(dense_.tails().drift(), moved, context_);
     scale_.convert(recording_.record());
     return record();
@@ -121,6 +138,12 @@ class SvdTracker<T>::Impl {
   }
 
  private:
+  // With an unknown drift, every update of the dense tier would need a certificate.
+  bool uses_full_tier(double drift) const {
+    return is_decomposed_ || (settings_.mode == TrackerMode::automatic &&
+                              shape_.smaller <= largest_gram_size && !std::isfinite(drift));
+  }
+
   void set_context(const Context& context) {
     context_ = context;
     context_.workspace = &workspace_;
@@ -137,9 +160,9 @@ class SvdTracker<T>::Impl {
 
   // Measures W and chooses the unit. Returns `drift` in this unit; infinity if it is unknown or the
   // unit changed.
-  double measure(const LinearOperator<T>& w, const MatrixRef<const T>* matrix, double drift) {
-    double norm =
-        dense_.origin().measure(is_decomposed_ ? nullptr : matrix, recording_.count(), context_);
+  double measure(const LinearOperator<T>& w, const MatrixRef<const T>* matrix, bool is_full,
+                 double drift) {
+    double norm = dense_.origin().measure(is_full ? nullptr : matrix, recording_.count(), context_);
     if (!dense_.origin().is_compared()) norm = w.norm(context_);
     const bool is_matrix = matrix != nullptr;
     if (is_matrix && !std::isfinite(norm)) {
@@ -157,7 +180,8 @@ class SvdTracker<T>::Impl {
   void iterate(const LinearOperator<T>& w, const MatrixRef<const T>* matrix) {
     const ScaledOperator<T> scaled = scale_.scaled(w);
     try {
-      dense_.update({scaled, matrix, squared_norm_, recording_.record(), context_});
+      dense_.update(
+          {scaled, matrix, scale_.factor(), squared_norm_, recording_.record(), context_});
     } catch (...) {
       dense_.reset();
       recording_.discard_vectors();
@@ -177,7 +201,8 @@ class SvdTracker<T>::Impl {
   FullTier<T> full_;
   FactoredTier<T> factored_;
   TrackerRecording<T> recording_;
-  bool is_decomposed_;          // use the full tier for matrices; operators use the dense tier
+  DriftMeter<T> meter_;
+  bool is_decomposed_;          // matrices always use the full tier; operators use the dense tier
   double squared_norm_ = -1.0;  // ||W||_F^2 in this unit; negative: unknown
 };
 

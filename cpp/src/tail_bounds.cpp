@@ -11,13 +11,6 @@
 namespace dlnfast {
 namespace {
 
-// Returns a bound on the distance between eigenvalues of [A R^T; R C] and of diag(A, C), for an
-// eigenvalue of A that is `gap` above all of C, |R| = eta.
-double perturbation(double gap, double eta) {
-  if (eta == 0.0) return 0.0;
-  return 2.0 * square(eta) / (gap + std::hypot(gap, 2.0 * eta));
-}
-
 // Returns || x (1 - y^T y) ||_F for the first j rows of y.
 template <class T>
 double norm_outside(const Matrix<T>& x, const Matrix<T>& y, Index j, const Context& context) {
@@ -33,6 +26,11 @@ double norm_outside(const Matrix<T>& x, const Matrix<T>& y, Index j, const Conte
 }
 
 }  // namespace
+
+double perturbation(double gap, double eta) {
+  if (eta == 0.0) return 0.0;
+  return 2.0 * square(eta) / (gap + std::hypot(gap, 2.0 * eta));
+}
 
 template <class T>
 void TailBounds<T>::certify(const Bound& tail, Index j) {

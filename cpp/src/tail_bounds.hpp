@@ -52,6 +52,10 @@ inline bool is_within(double tolerance, double error, double largest_value, doub
   return error <= tolerance * largest_value + 16.0 * rounding_bound;
 }
 
+// Returns a bound on the distance between eigenvalues of [A R^T; R C] and of diag(A, C), for an eigenvalue of A
+// that is `gap` above all of C, |R| = eta: (1).
+double perturbation(double gap, double eta);
+
 template <class T>
 class TailBounds {
  public:

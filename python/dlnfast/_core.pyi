@@ -198,6 +198,7 @@ TRACKING_COLUMNS: tuple[str, ...]
 TRACKER_DEFAULTS: TrackerSettings
 SMALL_LIMIT: int
 LARGEST_FULL_SIZE: int
+LARGEST_CERTIFIED_SIZE: int
 POLL_SECONDS: float
 
 def describe_tables() -> dict[str, tuple[list[str], dict[str, str]]]: ...

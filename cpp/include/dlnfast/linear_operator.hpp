@@ -65,6 +65,11 @@ inline bool is_exact_square(double square) {
 template <class T>
 double norm(MatrixRef<const T> w, const Context& context);
 
+// Copies W to `copy` and returns ||W - copy||_F of before, summed as squared_norm; infinity if its square
+// overflows or underflows. One pass over both.
+template <class T>
+double replace_and_measure(MatrixRef<T> copy, MatrixRef<const T> w, const Context& context);
+
 // Returns tr(A^T B), summed as squared_norm; one pass over both.
 template <class T>
 double inner_product(MatrixRef<const T> a, MatrixRef<const T> b, const Context& context);

@@ -28,6 +28,13 @@ namespace dlnfast {
 
 // Mode "automatic" decomposes matrices whose smaller side is at most this, whatever k is.
 inline constexpr Index largest_full_size = 128;
+// The same if no bound on the drift is known: a decomposition then costs less than a certificate.
+inline constexpr Index largest_gram_size = 320;
+// Tolerance, relative to the largest value, that random certificates reach at the edge of a bulk of values. For
+// smaller ones, matrices are certified by a Gram matrix.
+inline constexpr double krylov_tolerance = 0.02;
+// Largest smaller side of matrices that are certified by a Gram matrix, of 8 s^2 bytes (gram_certificate.hpp).
+inline constexpr Index largest_certified_size = 4096;
 
 enum class Tier { reduced = 0, factored = 1, dense = 2, full = 3 };
 enum class Completeness { none = 0, probabilistic = 1, rigorous = 2 };

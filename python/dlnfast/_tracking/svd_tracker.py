@@ -207,6 +207,11 @@ def is_decomposed(shape: tuple[int, ...], k: int) -> bool:
     return bool(min(shape) <= max(core.LARGEST_FULL_SIZE, 3 * (k + DEFAULTS["n_guards"])))
 
 
+def is_certified(shape: tuple[int, ...]) -> bool:
+    """Return whether a tracker with a small tolerance certifies arrays of this shape by a Gram matrix."""
+    return bool(min(shape) <= core.LARGEST_CERTIFIED_SIZE)
+
+
 class SVDTracker:
     r"""Track the k largest singular values of a slowly changing matrix, each with an error bound.
 
@@ -219,12 +224,15 @@ class SVDTracker:
     k : int
         Number of singular values; limited to that of all values.
     mode : {"auto", "dense", "full"}
-        "auto" decomposes matrices whose smaller side is at most 128, or at most 3 (k + guards), and iterates
-        on larger ones. For few values it decomposes a Gram matrix, with errors of at most 1e-10 (single
-        precision: 2e-6) of the largest value. "dense" always iterates, "full" always computes an SVD.
+        "auto" decomposes matrices whose smaller side is at most 128, or at most 3 (k + guards), or at most
+        320 if `drift` is not passed, and iterates on larger ones. For few values it decomposes a Gram matrix,
+        with errors of at most 1e-10 (single precision: 2e-6) of the largest value. "dense" always iterates,
+        "full" always computes an SVD.
     tolerance : float
         Largest allowed error, relative to the largest value. If an error exceeds it, the bounds are computed
-        again, and, if a value was missed, the vectors too.
+        again, and, if a value was missed, the vectors too. Random vectors cannot prove errors below 2 % at
+        the edge of a bulk of values: for a smaller tolerance, matrices with a smaller side of at most 4096
+        are certified by a Cholesky factorisation of their Gram matrix.
     signed : bool
         Whether to track analytic branches through zero: the value then becomes negative, and its vectors do
         not change their signs.
@@ -255,8 +263,13 @@ class SVDTracker:
     Algebra Appl. 395, 2005) for values from residuals, Kuczynski and Wozniakowski (SIAM J. Matrix Anal. Appl.
     13, 1992) for the norm of the complement, Weyl for drift, Wedin for the vectors.
 
+    Cost: 4 m n (k + guards) flops for a sweep; up to five times as much more with a random certificate. For
+    sides s <= l, a Gram matrix takes s^2 l flops in double precision, its Cholesky factorisation s^3 / 3.
+
     Memory: about 5 (k + guards) + 300 vectors of the lengths of the sides of W. There is no array of the size
-    of W, except a copy to which `update_low_rank` adds, and the one of a complete decomposition.
+    of W, except a copy to which `update_low_rank` adds, and, during an update, those of a complete
+    decomposition, or a Gram matrix of 8 s^2 bytes with a tolerance below 2 %; and the copy that measures
+    an unknown `drift`.
 
     W may have entries of any magnitude in its precision, including subnormal numbers: each update scales W to
     size 1 by a power of two, which is exact.
@@ -336,7 +349,8 @@ class SVDTracker:
         drift : float, optional
             Bound on ``||W - W_previous||_2``, such as the Frobenius norm. With it, the certificate of an
             earlier update stays valid as long as the sum of drifts is small; without it, each update computes
-            its own.
+            its own. Of matrices with 2^20 entries or more, in at most 256 MiB, the tracker copies W to
+            measure it, as long as that helps.
         squared_norm : float, optional
             ``||W||_F^2`` of an operator, if known; that of an array is computed.
 

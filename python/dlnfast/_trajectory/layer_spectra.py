@@ -93,10 +93,14 @@ def list_tracking_numbers(found: TrackerRecord) -> Table:
     return np.array([named[name].index(v) if name in named else v for name, v in values], dtype=np.float64)
 
 
-def split_tracker_record(found: TrackerRecord) -> dict[str, npt.NDArray[Any]]:
-    """Return a tracker's record as one row of each array of a `LayerTracking` without angles."""
+def split_tracker_record(found: TrackerRecord, dtype: npt.DTypeLike) -> dict[str, npt.NDArray[Any]]:
+    """Return a tracker's record as one row of each array of a `LayerTracking` without angles.
+
+    The errors are those of singular values that are stored in this precision.
+    """
+    stored = found.singular_values.astype(dtype)
     return {
-        "errors": found.errors,
+        "errors": found.errors + np.abs(stored - found.singular_values),
         "signs": np.where(np.signbit(found.singular_values), -1.0, 1.0),
         "branches": found.branches,
         "clusters": found.clusters,

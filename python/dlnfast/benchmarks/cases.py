@@ -617,6 +617,7 @@ CASES: Final[dict[str, str]] = {
     "tracking-share": "tracking:share",
     "tracking-memory": "tracking:memory",
     "track-share": "networks:track_share",
+    "track-record": "networks:track_record",
     "torch-engine": "cases:torch_engine",
     "deep-lora": "adapters:deep_lora",
     "factorisation": "completion:factorisation",

@@ -29,6 +29,7 @@ from .._training.train import train
 from .._trajectory.trajectory import Trajectory
 from .._weights.implicit import ImplicitWeights
 from .._weights.initial import orthogonal
+from . import record
 from .record import PAUSE
 
 __all__ = ["LABELS", "ON_SAMPLES", "PEERS", "Peer", "Setting", "build", "check_agreement"]
@@ -169,7 +170,7 @@ class Peer:
 
     def seconds(self, n: int) -> float:
         """Return the seconds that n steps take."""
-        return self.clock(n) if self.clock is not None else _elapsed(lambda: self.advance(n))
+        return self.clock(n) if self.clock is not None else record.elapsed(lambda: self.advance(n))
 
     def calibrate(self, turn: float) -> float:
         """Choose `steps` so that they take about `turn` seconds; return the seconds of one step."""
@@ -185,12 +186,6 @@ class Peer:
         while times[0] < _LONG and len(times) < _TRIES:
             times.append(self.seconds(n))
         return statistics.median(times)
-
-
-def _elapsed(job: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    job()
-    return time.perf_counter() - start
 
 
 def _repeat_steps(step: Callable[[], float]) -> Callable[[int], float]:
@@ -343,11 +338,11 @@ def _find_fastest(makers: Sequence[Callable[[], Callable[[], object]]]) -> int:
     medians = []
     for make in makers:
         job = make()
-        times = [_elapsed(job)]  # warm-up
+        times = [record.elapsed(job)]  # warm-up
         if times[0] < 10 * _LONG:
-            times = [_elapsed(job)]
+            times = [record.elapsed(job)]
         while times[0] < _LONG and len(times) < _TRIES:
-            times.append(_elapsed(job))
+            times.append(record.elapsed(job))
         medians.append(statistics.median(times))
     return medians.index(min(medians))
 

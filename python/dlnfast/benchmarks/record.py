@@ -159,14 +159,19 @@ def in_process(function: str, arguments: Mapping[str, Any], n_threads: int = 0) 
     return json.loads(done.stdout.rsplit(_MARK, 1)[1])
 
 
+def elapsed(job: Callable[[], object]) -> float:
+    """Return the seconds that a job takes."""
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
 def time_interleaved(repeats: int, **jobs: Callable[[], object]) -> dict[str, dict[str, float]]:
     """Time every job once per round, round after round; return median, least and largest seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(repeats):
         for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(elapsed(job))
     return {name: summarise_times(values) for name, values in seconds.items()}
 
 

@@ -446,19 +446,19 @@ class _TrackedLayer:
             matrix = DeviceMatrix(layer.weight)
             found = self.tracker.update(matrix, drift=drift, squared_norm=matrix.squared_norm())
         self.values[number] = np.abs(found.singular_values)
-        for name, row in split_tracker_record(found).items():
+        for name, row in split_tracker_record(found, self.values.dtype).items():
             getattr(self.arrays, name)[number] = row
         if self.vectors is not None:
             left, right = self.vectors
             left[number] = self.tracker.left_vectors
             right[number] = self.tracker.right_vectors
 
-    def _measure_change(self) -> float | None:
-        """Return a bound on ``||W - W'||_F``, W' of the previous record; None at the first record."""
+    def _measure_change(self) -> float:
+        """Return a bound on ``||W - W'||_F``, W' of the previous record; 0 at the first record."""
         weight = self.layer.weight
         if self.before is None:
             self.before = weight.clone()
-            return None
+            return 0.0
         moved = frobenius_norm(self.before.sub_(weight))
         self.before.copy_(weight)
         return moved * (1.0 + 1e-6)  # exceeds the rounding error of the norm

@@ -172,9 +172,13 @@ class WeightMatrix:
         """Whether the matrix is a product of factors, and computed by `matrix` only."""
         return False
 
+    def read(self) -> tuple[torch.Tensor, ...]:
+        """Return the tensors that make up the current matrix, for `operator_of`; views where possible."""
+        return (self.matrix(),)
+
     def copy(self) -> tuple[torch.Tensor, ...]:
         """Copy the current matrix, for `operator` to subtract later."""
-        return (self.matrix().clone(),)
+        return tuple(tensor.clone() for tensor in self.read())
 
     def start_matrix(self, start: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Return a result of `copy` as a dense matrix.
@@ -202,7 +206,47 @@ class WeightMatrix:
         -------
         DeviceMatrix or ProductMatrix
         """
-        return DeviceMatrix(self.matrix(), None if start is None else start[0])
+        return self.operator_of(self.read(), start)
+
+    def operator_of(
+        self, now: tuple[torch.Tensor, ...], start: tuple[torch.Tensor, ...] | None
+    ) -> DeviceMatrix | ProductMatrix:
+        """Return a matrix that was read or copied, or its change since a copy, as an operator.
+
+        Parameters
+        ----------
+        now : tuple of Tensor
+            Result of `read` or `copy`.
+        start : tuple of Tensor, optional
+            Result of `copy` to subtract.
+
+        Returns
+        -------
+        DeviceMatrix or ProductMatrix
+        """
+        return DeviceMatrix(now[0], None if start is None else start[0])
+
+
+class CopiedMatrix:
+    """The matrix of a layer as it was when it was copied, for work that goes on while the layer changes."""
+
+    def __init__(self, source: WeightMatrix) -> None:
+        self._source = source
+        self._tensors = source.copy()
+        self.name, self.shape, self.is_product = source.name, source.shape, source.is_product
+        self.device = self._tensors[0].device
+
+    def matrix(self) -> torch.Tensor:
+        """Return the matrix, shape (m, n)."""
+        return self._source.start_matrix(self._tensors)
+
+    def start_matrix(self, start: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Return a result of `WeightMatrix.copy` as a dense matrix."""
+        return self._source.start_matrix(start)
+
+    def operator(self, start: tuple[torch.Tensor, ...] | None = None) -> DeviceMatrix | ProductMatrix:
+        """Return the matrix, or its change since a copy, as an operator on blocks of vectors."""
+        return self._source.operator_of(self._tensors, start)
 
 
 def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[WeightMatrix]:

@@ -428,16 +428,17 @@ class _ShardedJob(ResumableJob):
             initial=None,
             final=None,
             tracking=tuple(
-                _make_layer_tracking(each[:n], k) for each, k in zip(self.found, self.ranks, strict=True)
+                _make_layer_tracking(each[:n], k, dtype)
+                for each, k in zip(self.found, self.ranks, strict=True)
             ),
         )
 
 
-def _make_layer_tracking(found: list[TrackerRecord], k: int) -> LayerTracking:
+def _make_layer_tracking(found: list[TrackerRecord], k: int, dtype: npt.DTypeLike) -> LayerTracking:
     if not found:
         numbers, ids = np.empty((0, k)), np.empty((0, k), dtype=np.int64)
         return LayerTracking(numbers, numbers, ids, ids, np.empty((0, len(COLUMNS))))
-    rows = [split_tracker_record(each) for each in found]
+    rows = [split_tracker_record(each, dtype) for each in found]
     return LayerTracking(**{name: np.array([row[name] for row in rows]) for name in rows[0]})
 
 

@@ -11,10 +11,10 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from .._tracking.svd_tracker import (
     SVDTracker,
     TrackerRecord,
     check_state,
+    is_certified,
     is_decomposed,
 )
 from .._trajectory.layer_spectra import LayerTracking, split_tracker_record
@@ -41,10 +42,20 @@ from .._trajectory.trajectory import Trajectory
 from ._names import match_names
 from ._reading import describe_computation, explain_unreadable
 from ._steps import StepMonitor
-from .layers import PENULTIMATE, LayerChoice, WeightMatrix, find_penultimate, list_matrices, weight_matrices
+from .layers import (
+    PENULTIMATE,
+    CopiedMatrix,
+    LayerChoice,
+    WeightMatrix,
+    find_penultimate,
+    list_matrices,
+    weight_matrices,
+)
 from .operators import frobenius_norm, matrix_to_host
 
 Of = Literal["weights", "change"]
+
+_Matrices = Sequence[WeightMatrix | CopiedMatrix]
 
 #: A module, the name of one of its buffers, the buffer, and a copy of it.
 _Buffer = tuple[nn.Module, str, torch.Tensor, torch.Tensor]
@@ -55,6 +66,8 @@ _TRACKED: tuple[Of, ...] = ("weights", "change")
 _VECTORS = ("left", "right")
 #: Number of entries from which a matrix is tracked by all threads; smaller ones are tracked in parallel.
 _LARGE = 2**22
+#: Default tolerance where a Gram matrix can certify it.
+_TOLERANCE = 1e-3
 
 
 def track(
@@ -66,7 +79,8 @@ def track(
     change: bool = True,
     vectors: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
-    tolerance: float = DEFAULTS["tolerance"],
+    tolerance: float | None = None,
+    background: bool = False,
     seed: int = 0,
     n_threads: int = 0,
 ) -> SpectralTracker:
@@ -98,13 +112,20 @@ def track(
         `Trajectory.subspace_cosines`, with k (m + n) numbers for each record and matrix.
     optimizer : Optimizer, optional
         Only optimizer whose steps are counted. Default: all optimizers of the weights; see the notes.
-    tolerance : float
-        Error bound relative to the largest value, above which `SVDTracker` computes new bounds.
+    tolerance : float, optional
+        Error bound relative to the largest value, above which `SVDTracker` computes new bounds. Default: 1e-3
+        for matrices in the host's memory with a side of at most 4096, otherwise 0.05.
+    background : bool
+        Whether a record only copies the matrices, and a thread computes it during the next steps. Worth it
+        where training leaves cores idle, as on a GPU; on a processor that training keeps busy, steps become
+        longer by what a record saves. At most one record is computed at a time: the next one waits for it.
+        ``.seconds`` is the time that training was held up, ``.background_seconds`` that of the thread.
+        A weight that is not finite is an error of the next record.
     seed : int
         Seed of the random test vectors used for the error bounds.
     n_threads : int
-        Number of threads; 0: that of PyTorch. Matrices with fewer than 2^22 entries are tracked in parallel,
-        by one thread each; larger ones one after the other, by all threads.
+        Number of threads; 0: that of PyTorch, or one in the background. Matrices with fewer than 2^22 entries
+        are tracked in parallel, by one thread each; larger ones one after the other, by all threads.
 
     Returns
     -------
@@ -139,11 +160,13 @@ def track(
     recorded. Close the tracker, and read `trajectory`, before averages are swapped in for good, and before a
     best model is loaded. Recorded weights of a schedule-free optimizer are those of its training mode (y).
 
-    Cost: 4 m n (k + 8) flops per record and m x n matrix, the same for the change, and the products for new
-    bounds (see `SVDTracker`). Weights stay on their device and only blocks of k + 8 vectors are copied,
-    except for matrices that are decomposed as a whole: those with a side of at most 128, or 3 (k + 8).
-    Half precisions are read as float32. Memory: one copy of the tracked weights (``change=True``), about
-    5 (k + 8) + 300 vectors of the lengths of each matrix's sides, and one matrix for each thread.
+    Cost per record and m x n matrix, and the same for its change: 4 m n (k + 8) flops and the ones for new
+    bounds. In the host's memory these are mostly 1.3 s^2 l in double precision, for sides s <= l (see
+    `SVDTracker`): less than a decomposition, which takes 3 s^2 l slower ones. Weights on other devices stay
+    there, and only blocks of k + 8 vectors are copied, except for matrices that are decomposed as a whole:
+    those with a side of at most 128, or 3 (k + 8). Half precisions are read as float32. Memory: one copy of
+    the tracked weights (``change=True``), about 5 (k + 8) + 300 vectors of the lengths of each matrix's
+    sides, and for each thread one matrix and one of s^2 numbers in double precision.
 
     The update of an adapter is tracked as the product of its thin factors. The product is computed only if a
     side is at most 128. It has r singular values.
@@ -175,6 +198,7 @@ def track(
         vectors=vectors,
         optimizer=optimizer,
         tolerance=tolerance,
+        background=background,
         seed=seed,
         n_threads=n_threads,
     )
@@ -190,7 +214,9 @@ class SpectralTracker:
     step : int
         Number of training steps so far.
     seconds : float
-        Total time of the records.
+        Total time for which the records held up the training.
+    background_seconds : float
+        Total time of the thread that computes records in the background.
     """
 
     def __init__(
@@ -203,7 +229,8 @@ class SpectralTracker:
         change: bool = True,
         vectors: bool = False,
         optimizer: torch.optim.Optimizer | None = None,
-        tolerance: float = DEFAULTS["tolerance"],
+        tolerance: float | None = None,
+        background: bool = False,
         seed: int = 0,
         n_threads: int = 0,
     ) -> None:
@@ -213,14 +240,17 @@ class SpectralTracker:
         self._change = check_flag(change, "change")
         self._vectors = check_flag(vectors, "vectors")
         self.step = 0
-        self.seconds = 0.0
+        self.seconds = self.background_seconds = 0.0
+        self._is_in_background = check_flag(background, "background")
+        #: The step of a record that is computed in the background, its matrices, and what the thread found.
+        self._pending: tuple[int, _Matrices, Future[_Found]] | None = None
         self._failed = False
         if k != "all" and not isinstance(k, int):
             raise TypeError(f'k is {k!r}; wanted a number of singular values, or "all"')
         self._k = k if k == "all" else check_count(k, "k")
         self._every = check_count(every, "every")
         self._settings: dict[str, Any] = {
-            "tolerance": check_scale(tolerance, "tolerance"),
+            "tolerance": None if tolerance is None else check_scale(tolerance, "tolerance"),
             "seed": seed,
             "n_threads": check_count(n_threads, "n_threads", minimum=0, maximum=MAX_THREADS),
         }
@@ -245,12 +275,14 @@ class SpectralTracker:
             optimizer,
         )
         self.record()
+        self._collect()  # errors of the first weights are those of this call
 
     def __repr__(self) -> str:
         """Return the numbers of layers, steps and records, and the optimizers."""
         names = " and ".join(self._monitor.optimizer_names)
         steps = f"{self.step} steps" + (f" of {names}" if names else "")
-        return f"SpectralTracker({len(self.matrices)} layers, {steps}, {len(self._steps)} records)"
+        n_records = len(self._steps) + (self._pending is not None)
+        return f"SpectralTracker({len(self.matrices)} layers, {steps}, {n_records} records)"
 
     def _start_tracking(self, matrices: list[WeightMatrix]) -> None:
         """Start with these matrices, their current values, and no records."""
@@ -268,6 +300,9 @@ class SpectralTracker:
     def _make_tracker(self, matrix: WeightMatrix) -> SVDTracker:
         most = matrix.highest_rank
         settings: dict[str, Any] = {**self._settings, **({} if _is_large(matrix) else {"n_threads": 1})}
+        if settings["tolerance"] is None:
+            is_sharp = _is_on_host(matrix) and is_certified(matrix.shape)
+            settings["tolerance"] = _TOLERANCE if is_sharp else DEFAULTS["tolerance"]
         return SVDTracker(most if isinstance(self._k, str) else min(self._k, most), **settings)
 
     # ------------------------------------------------------------------------------------- records
@@ -307,6 +342,7 @@ class SpectralTracker:
         TypeError, ValueError
             For a number that is no step, and after the first step.
         """
+        self._collect()
         if self._steps != [0] or self.step:
             raise ValueError(f"start_at is for the start, but {self.step} steps were taken")
         self.step = check_count(step, "step", minimum=0)
@@ -322,23 +358,44 @@ class SpectralTracker:
             If a weight is not finite; the message names its layer and step.
         """
         self._is_due = False
+        self._collect()
         if self._steps and self._steps[-1] == self.step:
             return
         self._find_replaced()
         start = time.perf_counter()
-        jobs: list[tuple[int, Of]] = [(i, of) for i in range(len(self.matrices)) for of in self._records]
-        found = self._update_trackers(jobs)
-        for i, of in jobs:  # before any is stored: a record has all matrices or does not exist
-            if isinstance(error := found[i, of], ValueError):
-                self._failed = True
-                raise ValueError(f"layer {self.matrices[i].name} at step {self.step}: {error}") from error
-        for i, of in jobs:
-            records = self._records[of][i]
-            records.append(found[i, of], self._vectors)
-            if records.reference is None and _has_own_vectors(found[i, of]):
-                records.set_reference(found[i, of], self.step, self._to_host(i, of))
-        self._steps.append(self.step)
+        n_threads = self._settings["n_threads"] or (1 if self._is_in_background else torch.get_num_threads())
+        if self._is_in_background:
+            matrices: _Matrices = [CopiedMatrix(matrix) for matrix in self.matrices]
+            pool = ThreadPoolExecutor(1)
+            self._pending = self.step, matrices, pool.submit(self._update_trackers, matrices, n_threads)
+            pool.shutdown(wait=False)
+        else:
+            self._store(self.step, self.matrices, self._update_trackers(self.matrices, n_threads))
         self.seconds += time.perf_counter() - start
+
+    def _collect(self) -> None:
+        """Store the record that was computed in the background, if there is one."""
+        if self._pending is None:
+            return
+        start = time.perf_counter()
+        (step, matrices, future), self._pending = self._pending, None
+        found = future.result()
+        self._store(step, matrices, found)
+        self.background_seconds += found.seconds
+        self.seconds += time.perf_counter() - start
+
+    def _store(self, step: int, matrices: _Matrices, found: _Found) -> None:
+        for (i, _), error in found.records.items():  # before any is stored: all matrices or no record
+            if isinstance(error, ValueError):
+                self._failed = True
+                raise ValueError(f"layer {matrices[i].name} at step {step}: {error}") from error
+        for (i, of), result in found.records.items():
+            assert isinstance(result, TrackerRecord)
+            records = self._records[of][i]
+            records.append(result, self._vectors)
+            if records.reference is None and _has_own_vectors(result):
+                records.set_reference(result, step, self._to_host(matrices[i], i, of))
+        self._steps.append(step)
 
     def _take_due_record(self) -> None:
         # In evaluation mode the model of a schedule-free optimizer contains averages, not weights of a step.
@@ -411,6 +468,7 @@ class SpectralTracker:
     def _extend_step(self) -> None:
         """Discard the record of this step and take it later: one more optimizer has changed weights."""
         self._finished = None
+        self._collect()
         if self.step and self._steps[-1] == self.step:
             self._drop_last()
             self._is_due = True
@@ -421,21 +479,22 @@ class SpectralTracker:
             candidates, self._candidates = self._candidates, []
             last_but_one = find_penultimate(candidates, self._monitor.gradient_order)
             if last_but_one is not None and last_but_one.name != self.matrices[0].name:
+                self._collect()
                 self._start_tracking([last_but_one])  # no weight has changed since the start
                 self.record()
         self._take_due_record()
 
-    def _to_host(self, i: int, of: Of) -> FloatArray:
-        """Return a weight or its change in float64."""
-        matrix = self.matrices[i]
+    def _to_host(self, matrix: WeightMatrix | CopiedMatrix, i: int, of: Of) -> FloatArray:
+        """Return the matrix of layer i, or its change, in float64."""
         now = matrix_to_host(matrix.matrix()).astype(np.float64)
-        start = self._get_start(of, i)
+        start = self._get_start(matrix, i, of)
         return now if start is None else now - matrix_to_host(matrix.start_matrix(start))
 
-    def _update_trackers(self, jobs: list[tuple[int, Of]]) -> dict[tuple[int, Of], Any]:
-        """Update the trackers of all jobs; return the record of each, or the error that it raises."""
-        found: dict[tuple[int, Of], Any] = {}
-        n_threads = self._settings["n_threads"] or torch.get_num_threads()
+    def _update_trackers(self, matrices: _Matrices, n_threads: int) -> _Found:
+        """Update all trackers; return the record of each, or the error that it raises."""
+        start_time = time.perf_counter()
+        jobs: list[tuple[int, Of]] = [(i, of) for i in range(len(matrices)) for of in self._records]
+        found: dict[tuple[int, Of], TrackerRecord | ValueError] = {}
 
         def work(queue: deque[tuple[int, Of]]) -> None:
             while queue:
@@ -444,19 +503,15 @@ class SpectralTracker:
                 except IndexError:  # another thread was faster
                     return
                 try:
-                    tracker, start = self._records[of][i].tracker, self._get_start(of, i)
-                    found[i, of] = self._update(tracker, self.matrices[i], start)
+                    tracker, start = self._records[of][i].tracker, self._get_start(matrices[i], i, of)
+                    found[i, of] = self._update(tracker, matrices[i], start)
                 except ValueError as error:
                     found[i, of] = error
 
-        alone = {
-            i
-            for i, matrix in enumerate(self.matrices)
-            if matrix.device.type != "cpu" or matrix.is_product or _is_large(matrix)
-        }
+        alone = {i for i, matrix in enumerate(self.matrices) if not _is_on_host(matrix) or _is_large(matrix)}
         work(deque(job for job in jobs if job[0] in alone))
         # The largest first, so that the threads end at about the same time.
-        by_size = sorted(jobs, key=lambda job: -math.prod(self.matrices[job[0]].shape))
+        by_size = sorted(jobs, key=lambda job: -math.prod(matrices[job[0]].shape))
         parallel = deque(job for job in by_size if job[0] not in alone)
         n_others = min(n_threads, len(parallel)) - 1
         if n_others > 0:
@@ -468,22 +523,27 @@ class SpectralTracker:
         else:
             work(parallel)
         self._buffers.clear()  # the next record has other threads
-        return found
+        return _Found({job: found[job] for job in jobs}, time.perf_counter() - start_time)
 
-    def _get_start(self, of: Of, i: int) -> tuple[torch.Tensor, ...] | None:
+    def _get_start(
+        self, matrix: WeightMatrix | CopiedMatrix, i: int, of: Of
+    ) -> tuple[torch.Tensor, ...] | None:
         if of == "weights":
             return None
         assert self._start is not None
-        device = self.matrices[i].device
+        device = matrix.device
         if self._start[i][0].device != device:  # the model has moved
             self._start[i] = tuple(tensor.to(device) for tensor in self._start[i])
         return self._start[i]
 
     def _update(
-        self, tracker: SVDTracker, matrix: WeightMatrix, start: tuple[torch.Tensor, ...] | None
+        self,
+        tracker: SVDTracker,
+        matrix: WeightMatrix | CopiedMatrix,
+        start: tuple[torch.Tensor, ...] | None,
     ) -> TrackerRecord:
         # A matrix that is decomposed as a whole is copied to the host.
-        if not is_decomposed(matrix.shape, tracker.k) and (matrix.is_product or matrix.device.type != "cpu"):
+        if not is_decomposed(matrix.shape, tracker.k) and not _is_on_host(matrix):
             return self._update_by_products(tracker, matrix, start)
         values = matrix_to_host(matrix.matrix())
         if start is None:
@@ -497,7 +557,9 @@ class SpectralTracker:
 
     @staticmethod
     def _update_by_products(
-        tracker: SVDTracker, matrix: WeightMatrix, start: tuple[torch.Tensor, ...] | None
+        tracker: SVDTracker,
+        matrix: WeightMatrix | CopiedMatrix,
+        start: tuple[torch.Tensor, ...] | None,
     ) -> TrackerRecord:
         """Update a tracker by products on the matrix's device; only blocks of vectors are copied."""
         operator = matrix.operator(start)
@@ -531,6 +593,7 @@ class SpectralTracker:
         -------
         bool
         """
+        self._collect()
         index = bisect.bisect_left(self._steps, step)
         is_taken = index < len(self._steps) and self._steps[index] == step
         return is_taken or (self._is_due and step == self.step)
@@ -586,6 +649,7 @@ class SpectralTracker:
             For "change" after ``track(.., change=False)``.
         """
         self._take_due_record()
+        self._collect()
         if of not in self._records:
             if of == "change":
                 raise ValueError("of is 'change', which is not tracked because of change=False")
@@ -646,6 +710,7 @@ class SpectralTracker:
             return
         averaging = self._find_averaging_optimizer()
         self._monitor.remove()
+        self._collect()
         if self._failed:  # an error has already named the weight that is not finite
             return
         if self._steps == [self.step]:
@@ -659,6 +724,7 @@ class SpectralTracker:
             reason = "the weights were replaced after it, as by loading a best model"
         else:
             self.record()
+            self._collect()
             return
         self._is_due = False
         warnings.warn(f"step {self.step} has no record: {reason}", RuntimeWarning, stacklevel=2)
@@ -687,6 +753,7 @@ class SpectralTracker:
         elif not self._monitor.is_stepping:  # the last step is complete, but its weights may not be finite
             with contextlib.suppress(ValueError):
                 self._take_due_record()
+                self._collect()
         self._monitor.remove()
 
     def state_dict(self) -> dict[str, Any]:
@@ -698,6 +765,7 @@ class SpectralTracker:
             Tensors and plain values for `torch.save`; ``torch.load(..., weights_only=True)`` reads it.
         """
         self._take_due_record()
+        self._collect()
         state = {
             "version": _STATE_VERSION,
             **self._describe_layers(),
@@ -741,6 +809,7 @@ class SpectralTracker:
             state, and a state of a newer version.
         """
         check_state(state, "followed", _STATE_VERSION)
+        self._collect()
         with translate_part_errors("state"):
             self._restore(state)
 
@@ -751,6 +820,7 @@ class SpectralTracker:
             if list(match_names(state["layers"], [matrix.name]).values()) == [matrix.name]:
                 self._start_tracking([matrix])
                 self.record()
+                self._collect()
         own = {**self._describe_layers(), "tracked matrices": sorted(self._records)}
         saved = {**state, "tracked matrices": sorted(state["followed"])}
         # Layer names in a wrapped model match those in the plain one.
@@ -832,9 +902,21 @@ def _has_own_vectors(found: TrackerRecord) -> bool:
     return bool(spread > 64 * np.sqrt(len(values)) * np.finfo(np.float32).eps * float(values[0]))
 
 
-def _is_large(matrix: WeightMatrix) -> bool:
+def _is_on_host(matrix: WeightMatrix | CopiedMatrix) -> bool:
+    """Return whether a matrix is read as an array; others are known by products on their device."""
+    return matrix.device.type == "cpu" and not matrix.is_product
+
+
+def _is_large(matrix: WeightMatrix | CopiedMatrix) -> bool:
     rows, columns = matrix.shape
     return rows * columns >= _LARGE
+
+
+class _Found(NamedTuple):
+    """The records of all matrices and changes at one step, or the errors, and the seconds that they took."""
+
+    records: dict[tuple[int, Of], TrackerRecord | ValueError]
+    seconds: float
 
 
 @dataclass
@@ -872,7 +954,7 @@ class _MatrixRecords:
                 block[side] = reference_measures.principal_angles(now, then)[-1]
         row = {
             "values": np.abs(found.singular_values),
-            **split_tracker_record(found),
+            **split_tracker_record(found, self.dtype),
             "angles": angles,
             "block_angles": block,
         }
@@ -897,8 +979,13 @@ class _MatrixRecords:
         self.reference = factors.U, factors.V
 
     def values(self) -> FloatArray:
+        return np.array(self.rows["values"], dtype=self.dtype)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Precision of the matrix and of its singular values."""
         assert self.tracker._dtype is not None
-        return np.array(self.rows["values"], dtype=self.tracker._dtype)
+        return self.tracker._dtype
 
     def tracking(self) -> LayerTracking:
         fields = self.rows.keys() - {"values", *_VECTORS}

@@ -65,10 +65,9 @@ class UpdateMatrix(WeightMatrix):
         """True."""
         return True
 
-    def copy(self) -> tuple[torch.Tensor, ...]:
-        """Copy the current factors, for `operator` to subtract later."""
-        left, right = self.pair()
-        return left.clone(), right.clone()
+    def read(self) -> tuple[torch.Tensor, ...]:
+        """Return the current factors, for `operator_of`."""
+        return self.pair()
 
     def start_matrix(self, start: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Return a result of `copy` as a dense matrix.
@@ -84,11 +83,15 @@ class UpdateMatrix(WeightMatrix):
         """
         return start[0] @ start[1]
 
-    def operator(self, start: tuple[torch.Tensor, ...] | None = None) -> DeviceMatrix | ProductMatrix:
-        """Return the update, or its change since a copy, as an operator on blocks of vectors.
+    def operator_of(
+        self, now: tuple[torch.Tensor, ...], start: tuple[torch.Tensor, ...] | None
+    ) -> DeviceMatrix | ProductMatrix:
+        """Return an update that was read or copied, or its change since a copy, as an operator.
 
         Parameters
         ----------
+        now : tuple of Tensor
+            Result of `read` or `copy`.
         start : tuple of Tensor, optional
             Result of `copy` to subtract.
 
@@ -96,7 +99,7 @@ class UpdateMatrix(WeightMatrix):
         -------
         DeviceMatrix or ProductMatrix
         """
-        left, right = self.pair()
+        left, right = now
         rows, columns = self.size
         inner = left.shape[1] + (0 if start is None else start[0].shape[1])
         if 2 * inner * (rows + columns) < rows * columns:

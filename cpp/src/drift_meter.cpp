@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT
+#include "drift_meter.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "dlnfast/safe_resize.hpp"
+#include "numbers.hpp"
+
+namespace dlnfast {
+namespace {
+
+constexpr double least_entries = 1 << 20;
+constexpr double most_bytes = 1 << 28;
+// Share of the tolerance that one update may use up.
+constexpr double most_drift = 0.25;
+constexpr double rounding = 1e-9;
+
+}  // namespace
+
+template <class T>
+DriftMeter<T>::DriftMeter(Index m, Index n, const TrackerSettings& settings)
+    : tolerance_(settings.tolerance) {
+  const double entries = static_cast<double>(m) * static_cast<double>(n);
+  is_used_ = entries >= least_entries && entries * sizeof(T) <= most_bytes &&
+             tolerance_ > krylov_tolerance;
+}
+
+template <class T>
+double DriftMeter<T>::measure(MatrixRef<const T> w, const Context& context) {
+  if (!is_used_ || wait_ > 0) {
+    --wait_;
+    return infinity;
+  }
+  if (copy_.rows() == 0) {
+    safe_assign(copy_, w.map());
+    return infinity;
+  }
+  return replace_and_measure<T>(MatrixRef<T>(copy_), w, context) * (1.0 + rounding);
+}
+
+template <class T>
+void DriftMeter<T>::report(double distance, double largest_value) {
+  if (!std::isfinite(distance)) return;
+  if (distance <= most_drift * tolerance_ * largest_value) {
+    interval_ = 0;
+    return;
+  }
+  interval_ = std::min<std::int64_t>(2 * interval_ + 1, 63);
+  wait_ = interval_;
+  reset();
+}
+
+template class DriftMeter<float>;
+template class DriftMeter<double>;
+
+}  // namespace dlnfast
