@@ -4,18 +4,33 @@
 // op(A) is packed into tiles of `tile_rows` rows, op(B) into tiles of `tile_vectors` vectors of
 // columns. Packing also does all transposes. The kernel multiplies two tiles with all sums in
 // registers: for each term k it loads a few vectors of B and one coefficient of A per row, and
-// starts tile_rows * tile_vectors multiply-adds. Terms are processed in layers of `layer_depth`: a
-// tile of A (16 KB) then stays in the first-level cache while it is multiplied by all tiles of a
-// block of B (0.4 MB), which stays in the second-level cache.
+// starts tile_rows * tile_vectors multiply-adds. With 16 registers of 32 bytes, a tile of 4 rows and
+// 3 vectors takes 12 sums, 3 vectors and 1 coefficient: 7 loads for 12 multiply-adds, below the one
+// load per multiply-add that processors with AVX2 sustain.
+//
+// Terms are processed in layers of at most `layer_depth`. One tile is held in the first-level cache
+// (32 KB) while it is multiplied by all tiles of a block of the other operand, which are read from
+// the second-level cache:
+//
+//   registers      tile held       tiles read        read per multiply-add of a vector
+//   16 of 32 B     B, 18 KB        A,  6 KB          32 B / 12 = 2.7 B
+//   16 of 16 B     B,  6 KB        A,  6 KB          32 B /  8 = 4 B
+//   32 of 64 B     A, 16 KB        B, 48 KB         192 B / 24 = 8 B
+//
+// With 32 registers, a tile of B and the tiles of A read meanwhile fit the first-level cache only
+// for layers half as deep, which double the traffic of C; this is slower.
 //
 // Cost for m x n x k: 2 m n k flops; m k + k n entries packed once; m n entries of C read and
 // written once per layer. One thread sums each entry of C, in an order that depends on k alone, so
-// results do not depend on the number of threads.
+// results depend neither on the number of threads nor on the sizes of the caches.
 #pragma once
+
+#include <unistd.h>
 
 #include <algorithm>
 #include <utility>
 
+#include "dlnfast/monitor.hpp"
 #include "dlnfast/product.hpp"
 #include "dlnfast/simd.hpp"
 #include "dlnfast/threads.hpp"
@@ -25,8 +40,25 @@ namespace dlnfast::blocked {
 
 inline constexpr int tile_rows = simd::n_registers == 32 ? 8 : 4;
 inline constexpr int tile_vectors = simd::n_registers == 32 || simd::vector_bytes == 32 ? 3 : 2;
-inline constexpr Index layer_depth = 256;
-inline constexpr Index block_tiles = 8;  // tiles of B in a block
+// Whether tiles of B are held in the first-level cache, and blocks of A read; otherwise vice versa.
+inline constexpr bool holds_b = simd::n_registers == 16;
+inline constexpr Index layer_depth = holds_b ? 192 : 256;
+// Flops between two polls for interrupts: about a tenth of a second on two cores of this
+// instruction set. Constant, not measured, so that a product is always split in the same way.
+inline constexpr double flops_per_poll =
+    simd::vector_bytes == 64 ? 1.8e10 : (simd::vector_bytes == 32 ? 1e10 : 4e9);
+// Rows or columns that are packed by one task: 512 bytes, or eight cache lines, of a row of M.
+template <class T>
+inline constexpr Index packed_per_task = 512 / static_cast<Index>(sizeof(T));
+
+// Bytes of a core's second-level cache, or 512 KB where they are not known.
+inline Index second_level_cache() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  static const Index bytes = static_cast<Index>(sysconf(_SC_LEVEL2_CACHE_SIZE));
+  if (bytes > 0) return std::clamp<Index>(bytes, Index(256) << 10, Index(2) << 20);
+#endif
+  return Index(512) << 10;
+}
 
 template <class T>
 inline constexpr int tile_cols = tile_vectors * simd::Pack<T>::size;
@@ -53,30 +85,42 @@ void pack_rows(const T* m, Index stride, Index n, Index depth, T* out) {
   }
 }
 
-// Packs columns of M in the same way; rows of M are the terms.
+// Packs n columns of M in the same way, tile after tile; rows of M are the terms. Each row is read
+// once, for all tiles.
 template <class T, int width>
 void pack_columns(const T* m, Index stride, Index n, Index depth, T* out) {
+  constexpr int lanes = std::min(width, simd::Pack<T>::size);
+  using P = simd::Pack<T, lanes* static_cast<int>(sizeof(T))>;
+  const Index n_whole = n / width;
+  const Index remainder = n % width;
   for (Index k = 0; k < depth; ++k, m += stride, out += width) {
-    if (n == width) {
-      std::copy(m, m + width, out);
-    } else {
-      std::copy(m, m + n, out);
-      std::fill(out + n, out + width, T(0));
+    const T* from = m;
+    T* to = out;
+    for (Index t = 0; t < n_whole; ++t, from += width, to += width * depth) {
+      simd::unroll<width / lanes>(
+          [&](auto v) DLNFAST_INLINE { P::store(to + v * lanes, P::load(from + v * lanes)); });
+    }
+    if (remainder > 0) {
+      std::copy(from, from + remainder, to);
+      std::fill(to + remainder, to + width, T(0));
     }
   }
 }
 
-// Packs rows or columns [index * width, ..) of M, terms [begin, begin + depth).
+// Packs tiles of rows or columns of M, terms [first, first + depth).
 template <class T, int width>
-void pack_tile(const MatrixRef<const T>& m, bool rows, Index index, Index begin, Index depth,
-               T* packed) {
-  const Index first = index * width;
-  const Index n = std::min<Index>(width, (rows ? m.rows : m.cols) - first);
-  T* out = packed + first * depth;
+void pack_tiles(const MatrixRef<const T>& m, bool rows, Share tiles, Index first, Index depth,
+                T* packed) {
+  const Index begin = tiles.begin * width;
+  const Index end = std::min(tiles.end * width, rows ? m.rows : m.cols);
   if (rows) {
-    pack_rows<T, width>(m.row(first) + begin, m.stride, n, depth, out);
+    for (Index i = begin; i < end; i += width) {
+      pack_rows<T, width>(m.row(i) + first, m.stride, std::min<Index>(width, end - i), depth,
+                          packed + i * depth);
+    }
   } else {
-    pack_columns<T, width>(m.row(begin) + first, m.stride, n, depth, out);
+    pack_columns<T, width>(m.row(first) + begin, m.stride, end - begin, depth,
+                           packed + begin * depth);
   }
 }
 
@@ -87,12 +131,11 @@ void kernel(const T* a, const T* b, Index depth, T alpha, T beta, T* c, Index st
             int cols) {
   using P = simd::Pack<T>;
   using Vector = typename P::Vector;
-  if (beta != T(0)) {
-    for (int i = 0; i < rows; ++i) {
-      for (int j = 0; j < vectors; ++j) __builtin_prefetch(c + i * stride + j * P::size, 1);
-    }
+  for (int i = 0; i < rows; ++i) {
+    for (int j = 0; j < vectors; ++j) __builtin_prefetch(c + i * stride + j * P::size, 1);
   }
   Vector sums[tile_rows][vectors] = {};
+  // Not unrolled further: that was slower.
   for (Index k = 0; k < depth; ++k, a += tile_rows, b += tile_cols<T>) {
     Vector bk[vectors];
     simd::unroll<vectors>([&](auto j) DLNFAST_INLINE {
@@ -104,16 +147,25 @@ void kernel(const T* a, const T* b, Index depth, T alpha, T beta, T* c, Index st
       simd::unroll<vectors>([&](auto j) DLNFAST_INLINE { sums[i][j] += ak * bk[j]; });
     });
   }
+  const auto update = [&](T* p, const Vector& sum) DLNFAST_INLINE {
+    P::store(p, beta != T(0) ? sum * alpha + P::load(p) * beta : sum * alpha);
+  };
+  if (rows == tile_rows && cols >= vectors * P::size) {
+    simd::unroll<tile_rows>([&](auto i) DLNFAST_INLINE {
+      simd::unroll<vectors>(
+          [&](auto j) DLNFAST_INLINE { update(c + i * stride + j * P::size, sums[i][j]); });
+    });
+    return;
+  }
   simd::unroll<tile_rows>([&](auto i) DLNFAST_INLINE {
     simd::unroll<vectors>([&](auto j) DLNFAST_INLINE {
       const int n = std::min(cols - j * P::size, P::size);
       if (i >= rows || n <= 0) return;
       T* p = c + i * stride + j * P::size;
-      Vector v = sums[i][j] * alpha;
       if (n == P::size) {
-        if (beta != T(0)) v += P::load(p) * beta;
-        P::store(p, v);
+        update(p, sums[i][j]);
       } else {
+        Vector v = sums[i][j] * alpha;
         if (beta != T(0)) v += P::load_part(p, n) * beta;
         P::store_part(p, v, n);
       }
@@ -135,6 +187,10 @@ void multiply_tile(const T* a, const T* b, Index depth, T alpha, T beta, T* c, I
 
 inline Index ceil_div(Index n, Index width) { return (n + width - 1) / width; }
 
+inline double count_flops(Index m, Index n, Index k) {
+  return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+}
+
 // Whether the overhead of padding is small.
 template <class T>
 bool suits(Index m, Index n, Index k) {
@@ -143,46 +199,58 @@ bool suits(Index m, Index n, Index k) {
   return k >= 8 && 2 * padded <= 3 * m * n;
 }
 
-// C <- alpha op(A) op(B) + beta C. Sizes agree and none is zero.
+// C <- alpha op(A) op(B) + beta C. Sizes agree and none is zero. Polls between layers.
 template <class T>
 void multiply(T alpha, const MatrixRef<const T>& a, Op op_a, const MatrixRef<const T>& b, Op op_b,
-              T beta, const MatrixRef<T>& c, int team, Workspace& workspace) {
+              T beta, const MatrixRef<T>& c, int team, Workspace& workspace,
+              const Context& context) {
   constexpr int width = tile_cols<T>;
-  constexpr Index bunch = 2;  // tiles packed per task
+  constexpr Index pack_unit = 8;  // terms
   const Index k = op_a == Op::none ? a.cols : a.rows;
   const Index row_tiles = ceil_div(c.rows, tile_rows);
   const Index col_tiles = ceil_div(c.cols, width);
-  const Index a_bunches = ceil_div(row_tiles, bunch);
-  const Index b_bunches = ceil_div(col_tiles, bunch);
-  const Index col_blocks = ceil_div(col_tiles, block_tiles);
-  const Index row_blocks = team == 1 ? 1 : std::min(row_tiles, ceil_div(16 * team, col_blocks));
-  const Index deepest = std::min(k, layer_depth);
+  // Layers of nearly equal depth.
+  const Index deepest = ceil_div(ceil_div(k, ceil_div(k, layer_depth)), pack_unit) * pack_unit;
   T* packed_a = workspace.reserve<T>((row_tiles * tile_rows + col_tiles * width) * deepest);
   T* packed_b = packed_a + row_tiles * tile_rows * deepest;
 
-  for (Index begin = 0; begin < k; begin += layer_depth) {
-    const Index depth = std::min(layer_depth, k - begin);
-    parallel_dynamic(team, a_bunches + b_bunches, [&](Index i) {
-      const bool of_a = i < a_bunches;
-      const Index first = (of_a ? i : i - a_bunches) * bunch;
-      const Index last = std::min(first + bunch, of_a ? row_tiles : col_tiles);
-      for (Index t = first; t < last; ++t) {
-        if (of_a) {
-          pack_tile<T, tile_rows>(a, op_a == Op::none, t, begin, depth, packed_a);
-        } else {
-          pack_tile<T, width>(b, op_b == Op::transpose, t, begin, depth, packed_b);
-        }
+  // Blocks of the operand that is read take 3/8 of the second-level cache.
+  const Index read_tiles = holds_b ? row_tiles : col_tiles;
+  const Index held_tiles = holds_b ? col_tiles : row_tiles;
+  const Index tile_bytes = (holds_b ? tile_rows : width) * deepest * Index(sizeof(T));
+  const Index block_tiles = std::max<Index>(1, second_level_cache() * 3 / 8 / tile_bytes);
+  const Index n_blocks = ceil_div(read_tiles, block_tiles);
+  const Index n_groups = team == 1 ? 1 : std::min(held_tiles, ceil_div(16 * team, n_blocks));
+  const Index a_tasks = ceil_div(row_tiles * tile_rows, packed_per_task<T>);
+  const Index b_tasks = ceil_div(col_tiles * width, packed_per_task<T>);
+
+  double unpolled_flops = 0.0;
+  for (Index begin = 0; begin < k; begin += deepest) {
+    const Index depth = std::min(deepest, k - begin);
+    const double flops = count_flops(c.rows, c.cols, depth);
+    if (unpolled_flops + flops > flops_per_poll) {
+      context.poll();
+      unpolled_flops = 0.0;
+    }
+    unpolled_flops += flops;
+    parallel_dynamic(team, a_tasks + b_tasks, [&](Index task) {
+      if (task < a_tasks) {
+        pack_tiles<T, tile_rows>(a, op_a == Op::none, share(row_tiles, 1, task, a_tasks), begin,
+                                 depth, packed_a);
+      } else {
+        pack_tiles<T, width>(b, op_b == Op::transpose, share(col_tiles, 1, task - a_tasks, b_tasks),
+                             begin, depth, packed_b);
       }
     });
     const T beta_here = begin == 0 ? beta : T(1);
-    parallel_dynamic(team, col_blocks * row_blocks, [&](Index task) {
-      const Share cols = share(col_tiles, 1, task / row_blocks, col_blocks);
-      const Share rows = share(row_tiles, 1, task % row_blocks, row_blocks);
-      for (Index i = rows.begin; i < rows.end; ++i) {
-        const Index row = i * tile_rows;
-        const int n_rows = static_cast<int>(std::min<Index>(tile_rows, c.rows - row));
-        for (Index j = cols.begin; j < cols.end; ++j) {
-          const Index col = j * width;
+    parallel_dynamic(team, n_blocks * n_groups, [&](Index task) {
+      const Share block = share(read_tiles, 1, task / n_groups, n_blocks);
+      const Share group = share(held_tiles, 1, task % n_groups, n_groups);
+      for (Index held = group.begin; held < group.end; ++held) {
+        for (Index read = block.begin; read < block.end; ++read) {
+          const Index row = (holds_b ? read : held) * tile_rows;
+          const Index col = (holds_b ? held : read) * width;
+          const int n_rows = static_cast<int>(std::min<Index>(tile_rows, c.rows - row));
           const int n_cols = static_cast<int>(std::min<Index>(width, c.cols - col));
           multiply_tile<T>(packed_a + row * depth, packed_b + col * depth, depth, alpha, beta_here,
                            c.row(row) + col, c.stride, n_rows, n_cols);

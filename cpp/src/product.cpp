@@ -13,15 +13,9 @@ namespace {
 
 // Flops below which a second thread costs more than it saves (about 40 us of one core).
 constexpr double flops_per_thread = 2e6;
-// Flops between two polls for interrupts: about a tenth of a second on two cores of this
-// instruction set. Constant, not measured, so that a product is always split in the same way.
-constexpr double flops_per_poll =
-    simd::vector_bytes == 64 ? 1.8e10 : (simd::vector_bytes == 32 ? 1e10 : 4e9);
+using blocked::count_flops;
+using blocked::flops_per_poll;
 constexpr Index narrow_chunk = 128;  // rows or columns of a narrow product
-
-double count_flops(Index m, Index n, Index k) {
-  return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
-}
 
 template <class T>
 MatrixRef<const T> part(MatrixRef<const T> m, Op op, bool of_rows, Index begin, Index n) {
@@ -60,7 +54,7 @@ void multiply_block(T alpha, MatrixRef<const T> a, Op op_a, MatrixRef<const T> b
     Workspace own;
     Workspace& workspace = context.workspace != nullptr ? *context.workspace : own;
     const int team = team_size(context.n_threads, flops, flops_per_thread);
-    blocked::multiply<T>(alpha, a, op_a, b, op_b, beta, c, team, workspace);
+    blocked::multiply<T>(alpha, a, op_a, b, op_b, beta, c, team, workspace, context);
     return;
   }
   // The chunks, and hence the results, do not depend on the number of threads.
@@ -94,8 +88,10 @@ void multiply(T alpha, MatrixRef<const T> a, Op op_a, MatrixRef<const T> b, Op o
   require_shape(c, m, n, "the result of a product");
   if (m == 0 || n == 0) return;
 
-  // Square blocks of the output make packing the operands cheap compared with the arithmetic.
-  const double pieces = std::ceil(std::sqrt(count_flops(m, n, k) / flops_per_poll));
+  // Pieces of the output with few flops between two polls. Blocked products poll after every layer
+  // of terms as well: one piece packs each operand once.
+  const Index depth = blocked::suits<T>(m, n, k) ? std::min(k, blocked::layer_depth) : k;
+  const double pieces = std::ceil(std::sqrt(count_flops(m, n, depth) / flops_per_poll));
   const Index n_pieces = std::max<Index>(1, static_cast<Index>(pieces));
   const Index row_step = (m + n_pieces - 1) / n_pieces;
   const Index col_step = (n + n_pieces - 1) / n_pieces;
