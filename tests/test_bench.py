@@ -349,7 +349,9 @@ def test_deep_lora_is_measured_beside_lora(capsys):
 
 def test_cases_that_need_torch_are_skipped_without_it(monkeypatch, capsys):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *others: None if name == "torch" else find(name, *others)
+    )
     result = cases.run_case("track-share", cases.Options(repeats=1, quick=True))
     assert result["rows"] == []
     assert result["skipped"] in capsys.readouterr().out

@@ -207,7 +207,9 @@ def largest(arguments):
     for value in arguments.values():
         for item in value if isinstance(value, (list, tuple)) else [value]:
             try:
-                sizes.append(float(np.nanmax(np.abs(np.asarray(item, dtype=np.float64)))))
+                sizes.append(
+                    float(np.max(np.nan_to_num(np.abs(np.asarray(item, dtype=np.float64)), posinf=np.inf)))
+                )
             except (TypeError, ValueError, OverflowError):
                 continue
     return max(sizes)

@@ -252,6 +252,7 @@ def test_the_counted_optimizer_can_be_chosen():
 def test_a_deleted_tracker_removes_its_hooks():
     from torch.optim.optimizer import _global_optimizer_post_hooks as hooks
 
+    gc.collect()  # trackers of other tests
     before = len(hooks)
     tracked = track(small_model())
     assert len(hooks) == before + 1

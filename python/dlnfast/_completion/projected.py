@@ -255,14 +255,16 @@ class _AlternatingRun(ResumableWork):
             losses = np.concatenate([*self._losses, np.empty(0)])
             saved = ((step, float(losses[step])) for step in self._records if step < self.step)
             replay_records(self._callback, saved)
-        try:
-            while not self.is_finished:
-                flush()
-                self._take_turn()
-        except BaseException as error:
-            if hasattr(error, "trajectory"):  # that of the inner layers alone
-                error.trajectory = self._trajectory_so_far()
-            raise
+        # Numbers that overflow are an error of the next turn, not a warning.
+        with np.errstate(over="ignore", invalid="ignore"):
+            try:
+                while not self.is_finished:
+                    flush()
+                    self._take_turn()
+            except BaseException as error:
+                if hasattr(error, "trajectory"):  # that of the inner layers alone
+                    error.trajectory = self._trajectory_so_far()
+                raise
 
     # ------------------------------------------------------------------------------------- the turns
 

@@ -512,8 +512,7 @@ def check_scale(
     at_most: float | None = None,
 ) -> float:
     """Convert `x` to a finite float within the bounds; unless `strict`, `minimum` itself is allowed."""
-    largest = math.inf if below is None else below
-    if type(x) is float and at_most is None and minimum <= x < largest and not (strict and x == minimum):
+    if type(x) is float and at_most is None and minimum < x < (math.inf if below is None else below):
         return x  # the usual case, without the slower questions
     odd = isinstance(x, (bool, np.bool_, str, bytes, np.complexfloating)) or _is_masked(x)
     try:
