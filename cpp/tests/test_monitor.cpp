@@ -319,10 +319,10 @@ void polls_respect_the_interval() {
   Context().poll();
 }
 
-// A product of more than a second can be interrupted between two of its blocks.
+// A product of more than a second can be interrupted before all terms are added.
 void long_product_polls() {
   const Index n = 3600;
-  Matrix<float> a = random_matrix<float>(n, n), b = random_matrix<float>(n, n);
+  Matrix<float> a = Matrix<float>::Constant(n, n, 1.0F), b = a;
   Matrix<float> c = Matrix<float>::Constant(n, n, -1.0F);
   int asked = 0;
   Monitor monitor(
@@ -330,7 +330,7 @@ void long_product_polls() {
   pause(60);
   CHECK_THROWS(multiply<float>(a, Op::none, b, Op::none, c, Context{1, &monitor}), Interrupted);
   CHECK(asked == 2);
-  CHECK(c(n - 1, n - 1) == -1.0F);  // not yet computed
+  CHECK(c(n - 1, n - 1) < static_cast<float>(n));  // the value of the whole product
 }
 
 template <class Body>

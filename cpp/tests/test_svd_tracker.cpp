@@ -100,8 +100,9 @@ void follows_drifts_of_all_shapes() {
 }
 
 // A scaled isometry plus a growing low-rank matrix, as a network from an orthogonal start. The
-// values of the cluster have sharp bounds, because the certificate finds few different values.
-void cluster_values_are_sharp() {
+// values of the cluster have sharp bounds, because the certificate finds few different values. From the matrix
+// itself they are rigorous.
+void cluster_values_are_sharp(bool is_operator) {
   const Index d = 160, r = 6, k = 12;
   const Matrix<double> q = random_orthonormal(d, d);
   const Matrix<double> a = random_orthonormal(d, r), b = q.transpose() * random_orthonormal(d, r);
@@ -115,10 +116,15 @@ void cluster_values_are_sharp() {
     for (Index i = 0; i < r; ++i) {
       w += grown * (1.0 + 0.1 * static_cast<double>(i)) * a.col(i) * b.col(i).transpose();
     }
-    tracker.update(ref(w), unknown, context);
+    if (is_operator) {
+      tracker.update(MatrixOperator<double>(ref(w)), unknown, context);
+    } else {
+      tracker.update(ref(w), unknown, context);
+    }
     check_record(tracker, w);
     const TrackerRecord& record = tracker.record();
-    CHECK(record.completeness == Completeness::probabilistic);
+    CHECK(record.completeness ==
+          (is_operator ? Completeness::probabilistic : Completeness::rigorous));
     for (Index i = 0; i < k; ++i) CHECK(record.errors[i] < 1e-6);
   }
 }
@@ -384,7 +390,8 @@ int main() {
   nonfinite_gains_are_rejected();
   follows_drifts_of_all_shapes<double>();
   follows_drifts_of_all_shapes<float>();
-  cluster_values_are_sharp();
+  cluster_values_are_sharp(true);
+  cluster_values_are_sharp(false);
   degenerate_matrices_are_tracked();
   branches_keep_their_ids_at_crossings();
   signed_branches_pass_zero();
