@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -202,6 +203,7 @@ def record_cost(name: str, repeats: int) -> dict[str, Any]:
     for turn in range(repeats + 1):
         train()
         for key, job in jobs.items():
+            time.sleep(record.PAUSE)  # the threads of the last one still spin
             spent = record.elapsed(job)
             if turn > 0:  # the first one is a warm-up
                 times[key].append(spent)
