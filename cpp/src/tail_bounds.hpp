@@ -12,7 +12,7 @@
 // residuals. It is at most the least of
 //
 //   ||M||_F = sqrt(||W||_F^2 - sum s_i^2 - ||R||_F^2)                              (rigorous)         (2)
-//   the certified tail (krylov_certificate.hpp, origin_bound.hpp)      (as certified)       (3)
+//   the certified tail (krylov_, gram_certificate.hpp, origin_bound.hpp)  (as certified)    (3)
 //   |M_j| <= max(s_j+1, |M_l|) + |R of the pairs j+1 .. l|,  l > j                                    (4)
 //
 // The certified tail of an earlier update bounds the tail of a later one, with pairs U', X' instead

@@ -7,9 +7,10 @@
 //   dense     one sweep of block subspace iteration, 4 m n p flops (subspace_iteration.hpp). Errors follow
 //             from residuals and from a bound on the complement of the block (tail_bounds.hpp). This bound
 //             is the least of: ||W||_F minus the part in the block; a Krylov space from random vectors
-//             (krylov_certificate.hpp); the matrix of the first update (origin_bound.hpp); and the bound of
-//             an earlier update plus the distance that W has moved since.
-//   full      a full SVD of W (full_tier.hpp).
+//             (krylov_certificate.hpp) or, for small tolerances, a Cholesky factorisation of a Gram matrix
+//             (gram_certificate.hpp); the matrix of the first update (origin_bound.hpp); and the bound of
+//             an earlier update plus the distance that W has moved since (drift_meter.hpp if unknown).
+//   full      a Gram matrix (gram_decomposition.hpp) or an SVD of W (full_tier.hpp).
 //   factored  an SVD of the core of a matrix in factored form (factored_tier.hpp).
 //
 // Branches connect the values from update to update (branches.hpp).
