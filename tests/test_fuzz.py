@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers.core_calls import ARGUMENTS, call_batch_descent, call_descent, identity_layers
-from helpers.matrices import draw_orthonormal
+from helpers.matrices import Products, draw_orthonormal
 
 import dlnfast as dln
 from dlnfast._tracking.svd_tracker import DEFAULTS as TRACKER_DEFAULTS
@@ -259,19 +259,6 @@ def test_a_refused_update_keeps_the_previous_vectors(core):
             w = w + 0.1 * a.T @ b
     left, right = tracker.vectors(True), tracker.vectors(False)
     np.testing.assert_allclose(left.T @ w @ right, np.diag(record["values"]), atol=1e-6)
-
-
-class Products:
-    """A matrix defined by its products only."""
-
-    def __init__(self, matrix):
-        self.matrix, self.shape, self.dtype = matrix, matrix.shape, matrix.dtype
-
-    def matmat(self, x):
-        return self.matrix @ x
-
-    def rmatmat(self, y):
-        return self.matrix.T @ y
 
 
 def test_more_guards_take_effect_at_the_next_update():

@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 import pytest
-from helpers.matrices import draw_matrix, draw_orthonormal
+from helpers.matrices import Products, draw_matrix, draw_orthonormal
 from helpers.records import with_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,24 +127,11 @@ def test_bounds_hold_at_any_scale(dtype, exponents):
                 assert np.all(np.abs(record.singular_values / level - sigma) <= record.errors / level)
 
 
-class _Products:
-    """A matrix that is known by its products."""
-
-    def __init__(self, W):
-        self.W, self.shape, self.dtype = W, W.shape, W.dtype
-
-    def matmat(self, X):
-        return self.W @ X
-
-    def rmatmat(self, Y):
-        return self.W.T @ Y
-
-
 def test_values_hidden_by_noise_are_certified_from_the_matrix_but_not_from_products():
     """The largest values of a bulk cannot be certified below the resolution of random vectors."""
     rng = np.random.default_rng(0)
     W = rng.standard_normal((300, 300)) / 17
-    from_products = dln.SVDTracker(16, tolerance=1e-6, mode="dense").update(_Products(W))
+    from_products = dln.SVDTracker(16, tolerance=1e-6, mode="dense").update(Products(W))
     assert from_products.completeness == "none"
     assert_within_bounds(from_products, W)
     record = dln.SVDTracker(16, tolerance=1e-6, mode="dense").update(W)
@@ -359,21 +346,11 @@ class TestInput:
     def test_operators(self, known):
         W = draw_matrix(0, 160, 160, 0.7 ** np.arange(40))[:, :130]
 
-        class Operator:
-            shape = W.shape
-            dtype = W.dtype
-
-            @staticmethod
-            def matmat(X):
-                return W @ X
-
-            @staticmethod
-            def rmatmat(Y):
-                return W.T @ Y
-
         tracker = dln.SVDTracker(4)
         for _ in range(3):
-            record = tracker.update(Operator(), squared_norm=float(np.linalg.norm(W) ** 2) if known else None)
+            record = tracker.update(
+                Products(W), squared_norm=float(np.linalg.norm(W) ** 2) if known else None
+            )
             assert_within_bounds(record, W)
             assert record.completeness in (("probabilistic", "rigorous") if known else ("probabilistic",))
 
@@ -673,21 +650,11 @@ class TestScales:
         rng = np.random.default_rng(0)
         W = draw_matrix(0, 150, 150, [5, 4, 3] + [1] * 60)
 
-        class Operator:
-            def __init__(self, matrix):
-                self.matrix, self.shape, self.dtype = matrix, matrix.shape, matrix.dtype
-
-            def matmat(self, X):
-                return self.matrix @ X
-
-            def rmatmat(self, Y):
-                return self.matrix.T @ Y
-
         tracker = dln.SVDTracker(3, n_threads=1)
         for _ in range(2):
             held, sigma, _ = self.scaled(W, dtype, level)
             with np.errstate(under="ignore"):
-                record = tracker.update(Operator(held))
+                record = tracker.update(Products(held))
             assert np.isnan(record.norm)
             apart = np.abs(record.singular_values - sigma[:3])
             assert np.all(apart <= record.errors + 4e-16 * sigma[0] + np.nextafter(0.0, 1.0))

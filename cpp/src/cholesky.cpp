@@ -12,18 +12,15 @@
 namespace dlnfast {
 namespace {
 
-constexpr Index small = 64;  // size of a block that is factorised row by row
-
+constexpr Index small = unsplit_size;  // of a block that is factorised row by row
 constexpr double flops_per_thread = 2e6;
 constexpr Index bunch = 64;  // rows that one thread solves at a time
-
-Index half(Index n) { return (n / 2 + small - 1) / small * small; }
 
 // Replaces each row x of b by the solution of y L^T = x.
 void solve_rows(MatrixRef<const double> l, MatrixRef<double> b, const Context& context) {
   const Index n = l.rows;
   if (n > small) {
-    const Index first = half(n), second = n - first;
+    const Index first = first_half(n), second = n - first;
     const MatrixRef<double> b2 = b.block(0, first, b.rows, second);
     solve_rows(l.block(0, 0, first, first), b.block(0, 0, b.rows, first), context);
     multiply<double>(-1.0, b.block(0, 0, b.rows, first), Op::none, l.block(first, 0, second, first),
@@ -66,7 +63,7 @@ bool is_positive_definite(MatrixRef<double> a, const Context& context) {
   const Index n = a.rows;
   if (n <= small) return factor_small(a);
   context.poll();
-  const Index first = half(n), second = n - first;
+  const Index first = first_half(n), second = n - first;
   const MatrixRef<double> a21 = a.block(first, 0, second, first);
   const MatrixRef<double> a22 = a.block(first, first, second, second);
   if (!is_positive_definite(a.block(0, 0, first, first), context)) return false;

@@ -10,8 +10,6 @@ namespace dlnfast {
 namespace {
 
 constexpr int most_accelerations = 4;
-// Products with W^T W between two sweeps: fewer while the errors stay far below the tolerance.
-constexpr Index least_steps = 2, most_steps = 8;
 
 }  // namespace
 

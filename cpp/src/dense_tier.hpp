@@ -54,6 +54,9 @@ class DenseTier {
   void reset_bounds();
 
  private:
+  // Products with W^T W between two sweeps: fewer while the errors stay far below the tolerance.
+  static constexpr Index least_steps = 2, most_steps = 8;
+
   void sweep(const DenseUpdate<T>& update);
   void find_errors(const DenseUpdate<T>& update);
   void bound(const DenseUpdate<T>& update);
@@ -70,7 +73,7 @@ class DenseTier {
   OriginBound<T> origin_;
   KrylovCertificate<T> certificate_;
   std::int64_t n_refreshes_ = 0;
-  Index n_steps_ = 8;  // of the next acceleration
+  Index n_steps_ = most_steps;  // of the next acceleration
   double last_squared_norm_ = -1.0;
   bool was_one_cluster_ = false;  // all reported values were equal at the last update
 };

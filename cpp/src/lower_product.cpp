@@ -4,8 +4,6 @@
 namespace dlnfast {
 namespace {
 
-constexpr Index whole = 64;  // size up to which both triangles are computed
-
 MatrixRef<const double> part(MatrixRef<const double> a, Op op, Index begin, Index size) {
   return op == Op::none ? a.block(begin, 0, size, a.cols) : a.block(0, begin, a.rows, size);
 }
@@ -16,11 +14,11 @@ void multiply_lower(double alpha, MatrixRef<const double> a, MatrixRef<const dou
                     double beta, MatrixRef<double> c, const Context& context) {
   const Op other = op == Op::none ? Op::transpose : Op::none;
   const Index n = c.rows;
-  if (n <= whole) {
+  if (n <= unsplit_size) {  // both triangles
     multiply<double>(alpha, a, op, b, other, beta, c, context);
     return;
   }
-  const Index first = (n / 2 + 63) / 64 * 64, second = n - first;
+  const Index first = first_half(n), second = n - first;
   const auto a1 = part(a, op, 0, first), a2 = part(a, op, first, second);
   const auto b1 = part(b, op, 0, first), b2 = part(b, op, first, second);
   multiply_lower(alpha, a1, b1, op, beta, c.block(0, 0, first, first), context);

@@ -159,10 +159,11 @@ void DenseRecorder<T>::track(std::size_t l, Index record) {
                    [](auto x) { return static_cast<Item>(x); });
   };
   copy_to_record(r.values, records_.values[l]);
-  std::vector<double> errors = r.errors;  // of the values as they are stored
-  for (Index i = 0; i < k; ++i)
-    errors[i] += std::abs(r.values[i] - static_cast<double>(static_cast<T>(r.values[i])));
-  copy_to_record(errors, records_.errors[l]);
+  copy_to_record(r.errors, records_.errors[l]);
+  for (Index i = record * k; i < (record + 1) * k; ++i) {  // those of the values as they are stored
+    const double stored = static_cast<double>(records_.values[l].data[i]);
+    records_.errors[l].data[i] += std::abs(stored - r.values[i - record * k]);
+  }
   copy_to_record(r.signs, records_.signs[l]);
   copy_to_record(r.branches, records_.branches[l]);
   copy_to_record(r.clusters, records_.clusters[l]);

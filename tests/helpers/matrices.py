@@ -60,3 +60,16 @@ def entry_setter(value: float, index: tuple[int, int]) -> Callable[[Array], Arra
         return changed
 
     return set_entry
+
+
+class Products:
+    """A matrix defined by its products only."""
+
+    def __init__(self, matrix):
+        self.matrix, self.shape, self.dtype = matrix, matrix.shape, matrix.dtype
+
+    def matmat(self, x):
+        return self.matrix @ x
+
+    def rmatmat(self, y):
+        return self.matrix.T @ y

@@ -157,6 +157,14 @@ def _build(name: str) -> tuple[Any, Callable[[], Any]]:
     return model, predict
 
 
+def _train(optimizer: Any, compute_loss: Callable[[], Any]) -> None:
+    """Take the steps between two records."""
+    for _ in range(_EVERY):
+        optimizer.zero_grad()
+        compute_loss().backward()
+        optimizer.step()
+
+
 def record_cost(name: str, repeats: int) -> dict[str, Any]:
     """Train a network, and after every ten steps time a record and LAPACK, in turns.
 
@@ -192,16 +200,10 @@ def record_cost(name: str, repeats: int) -> dict[str, Any]:
             torch.linalg.svdvals(matrix.matrix().detach())
             torch.linalg.svdvals(change)
 
-    def train() -> None:
-        for _ in range(_EVERY):
-            optimizer.zero_grad()
-            compute_loss().backward()
-            optimizer.step()
-
     jobs: dict[str, Callable[[], object]] = {"record": tracker.record, "svdvals": decompose}
     times: dict[str, list[float]] = {key: [] for key in jobs}
     for turn in range(repeats + 1):
-        train()
+        _train(optimizer, compute_loss)
         for key, job in jobs.items():
             time.sleep(record.PAUSE)  # the threads of the last one still spin
             spent = record.elapsed(job)
@@ -263,11 +265,7 @@ def tracked_training(kind: str, settings: Mapping[str, Any], batch: int, repeats
     tracker = track(model, k=_N_VALUES, every=10**9, optimizer=optimizer)
 
     def train() -> None:
-        for _ in range(_EVERY):
-            optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(model(images), labels)
-            loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
-            optimizer.step()
+        _train(optimizer, lambda: torch.nn.functional.cross_entropy(model(images), labels))
 
     inside: list[float] = []
 

@@ -172,13 +172,13 @@ class WeightMatrix:
         """Whether the matrix is a product of factors, and computed by `matrix` only."""
         return False
 
-    def read(self) -> tuple[torch.Tensor, ...]:
-        """Return the tensors that make up the current matrix, for `operator_of`; views where possible."""
+    def _read(self) -> tuple[torch.Tensor, ...]:
+        """Return the tensors that make up the current matrix, as `copy` does; views where possible."""
         return (self.matrix(),)
 
     def copy(self) -> tuple[torch.Tensor, ...]:
         """Copy the current matrix, for `operator` to subtract later."""
-        return tuple(tensor.clone() for tensor in self.read())
+        return tuple(tensor.clone() for tensor in self._read())
 
     def start_matrix(self, start: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Return a result of `copy` as a dense matrix.
@@ -206,24 +206,12 @@ class WeightMatrix:
         -------
         DeviceMatrix or ProductMatrix
         """
-        return self.operator_of(self.read(), start)
+        return self._operator_of(self._read(), start)
 
-    def operator_of(
+    def _operator_of(
         self, now: tuple[torch.Tensor, ...], start: tuple[torch.Tensor, ...] | None
     ) -> DeviceMatrix | ProductMatrix:
-        """Return a matrix that was read or copied, or its change since a copy, as an operator.
-
-        Parameters
-        ----------
-        now : tuple of Tensor
-            Result of `read` or `copy`.
-        start : tuple of Tensor, optional
-            Result of `copy` to subtract.
-
-        Returns
-        -------
-        DeviceMatrix or ProductMatrix
-        """
+        """Return `operator` for a matrix that was read or copied."""
         return DeviceMatrix(now[0], None if start is None else start[0])
 
 
@@ -246,7 +234,7 @@ class CopiedMatrix:
 
     def operator(self, start: tuple[torch.Tensor, ...] | None = None) -> DeviceMatrix | ProductMatrix:
         """Return the matrix, or its change since a copy, as an operator on blocks of vectors."""
-        return self._source.operator_of(self._tensors, start)
+        return self._source._operator_of(self._tensors, start)
 
 
 def weight_matrices(model: nn.Module, layers: LayerChoice = None) -> list[WeightMatrix]:

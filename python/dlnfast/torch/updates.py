@@ -65,8 +65,7 @@ class UpdateMatrix(WeightMatrix):
         """True."""
         return True
 
-    def read(self) -> tuple[torch.Tensor, ...]:
-        """Return the current factors, for `operator_of`."""
+    def _read(self) -> tuple[torch.Tensor, ...]:
         return self.pair()
 
     def start_matrix(self, start: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -83,22 +82,9 @@ class UpdateMatrix(WeightMatrix):
         """
         return start[0] @ start[1]
 
-    def operator_of(
+    def _operator_of(
         self, now: tuple[torch.Tensor, ...], start: tuple[torch.Tensor, ...] | None
     ) -> DeviceMatrix | ProductMatrix:
-        """Return an update that was read or copied, or its change since a copy, as an operator.
-
-        Parameters
-        ----------
-        now : tuple of Tensor
-            Result of `read` or `copy`.
-        start : tuple of Tensor, optional
-            Result of `copy` to subtract.
-
-        Returns
-        -------
-        DeviceMatrix or ProductMatrix
-        """
         left, right = now
         rows, columns = self.size
         inner = left.shape[1] + (0 if start is None else start[0].shape[1])
