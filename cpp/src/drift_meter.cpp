@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "drift_meter.hpp"
 
-#include <algorithm>
 #include <cmath>
 
 #include "dlnfast/safe_resize.hpp"
@@ -27,11 +26,8 @@ DriftMeter<T>::DriftMeter(Index m, Index n, const TrackerSettings& settings)
 }
 
 template <class T>
-double DriftMeter<T>::measure(MatrixRef<const T> w, const Context& context) {
-  if (!is_used_ || wait_ > 0) {
-    --wait_;
-    return infinity;
-  }
+double DriftMeter<T>::measure(MatrixRef<const T> w, std::int64_t number, const Context& context) {
+  if (!is_used_ || !schedule_.is_due(number)) return infinity;
   if (copy_.rows() == 0) {
     safe_assign(copy_, w.map());
     return infinity;
@@ -40,15 +36,11 @@ double DriftMeter<T>::measure(MatrixRef<const T> w, const Context& context) {
 }
 
 template <class T>
-void DriftMeter<T>::report(double distance, double largest_value) {
+void DriftMeter<T>::report(double distance, double largest_value, std::int64_t number) {
   if (!std::isfinite(distance)) return;
-  if (distance <= most_drift * tolerance_ * largest_value) {
-    interval_ = 0;
-    return;
-  }
-  interval_ = std::min<std::int64_t>(2 * interval_ + 1, 63);
-  wait_ = interval_;
-  reset();
+  const bool helped = distance <= most_drift * tolerance_ * largest_value;
+  schedule_.report(helped, number);
+  if (!helped) reset();
 }
 
 template class DriftMeter<float>;

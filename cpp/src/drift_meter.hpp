@@ -7,6 +7,7 @@
 
 #include "dlnfast/linear_operator.hpp"
 #include "dlnfast/svd_tracker.hpp"
+#include "retry_schedule.hpp"
 
 namespace dlnfast {
 
@@ -17,18 +18,19 @@ class DriftMeter {
   // take too much memory, and with a small tolerance no distance is small enough.
   DriftMeter(Index m, Index n, const TrackerSettings& settings);
 
-  // Returns a bound on ||W - W_before||_2; infinity without a copy of W_before. Copies W if that may help.
-  double measure(MatrixRef<const T> w, const Context& context);
+  // Returns a bound on ||W - W_before||_2 in update `number`; infinity without a copy of W_before. Copies W if
+  // that may help.
+  double measure(MatrixRef<const T> w, std::int64_t number, const Context& context);
   // Reports the result of an update. If the distance alone was too large for the tolerance, the next copy is made
-  // at least 1, 3, 7, .. 63 updates later.
-  void report(double distance, double largest_value);
+  // some updates later (RetrySchedule).
+  void report(double distance, double largest_value, std::int64_t number);
   // Forgets W, because an update did not read it.
   void reset() { copy_.resize(0, 0); }
 
  private:
   bool is_used_;
   double tolerance_;
-  std::int64_t interval_ = 0, wait_ = 0;
+  RetrySchedule schedule_;
   Matrix<T> copy_;
 };
 

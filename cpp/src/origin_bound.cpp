@@ -54,7 +54,7 @@ void OriginBound<T>::initialize(MatrixRef<const T> w, double squared_norm, const
 template <class T>
 double OriginBound<T>::measure(const MatrixRef<const T>* w, std::int64_t number,
                                const Context& context) {
-  is_compared_ = w != nullptr && norm_.kind != Completeness::none && number >= due_;
+  is_compared_ = w != nullptr && norm_.kind != Completeness::none && schedule_.is_due(number);
   if (!is_compared_) return nan;
   const NormAndProduct both = norm_and_product<T>(*w, origin_, context);
   const double norm = std::sqrt(both.squared_norm);
@@ -123,12 +123,6 @@ Bound OriginBound<T>::compare(const SubspaceIteration<T>& subspace, double squar
   const double value =
       std::abs(c) * norm_.value + std::sqrt(std::max(difference, 0.0) + rounding + error);
   return {value + subspace.rounding_bound(), norm_.kind};
-}
-
-template <class T>
-void OriginBound<T>::schedule(bool helped, std::int64_t number) {
-  interval_ = helped ? 0 : std::min<std::int64_t>(2 * interval_ + 1, 63);
-  due_ = number + interval_;
 }
 
 template class OriginBound<float>;

@@ -22,6 +22,7 @@
 #include <cstdint>
 
 #include "dlnfast/linear_operator.hpp"
+#include "retry_schedule.hpp"
 #include "subspace_iteration.hpp"
 #include "tail_bounds.hpp"
 
@@ -70,7 +71,7 @@ class OriginBound {
                 const Context& context);
   // Plans the next comparison: after comparisons without success, at least 1, 3, 7, .. 63 updates
   // later.
-  void schedule(bool helped, std::int64_t number);
+  void schedule(bool helped, std::int64_t number) { schedule_.report(helped, number); }
 
  private:
   MatrixRef<const T> origin_;
@@ -79,7 +80,7 @@ class OriginBound {
   double inner_product_ = 0.0;  // tr(W^T W_0)
   double factor_ = 1.0;
   bool is_compared_ = false;
-  std::int64_t due_ = 0, interval_ = 0;
+  RetrySchedule schedule_;
   Matrix<T> image_;                                // Z
   OriginProduct<T> left_product_, right_product_;  // U W_0, X W_0^T
 };

@@ -86,7 +86,7 @@ class SvdTracker<T>::Impl {
     const bool is_full = matrix != nullptr && uses_full_tier(drift);
     const bool is_measured = matrix != nullptr && !is_full && !std::isfinite(drift);
     if (is_measured) {
-      drift = meter_.measure(*matrix, context_);
+      drift = meter_.measure(*matrix, recording_.count(), context_);
     } else {
       meter_.reset();
     }
@@ -104,7 +104,7 @@ class SvdTracker<T>::Impl {
     } else {
       iterate(w, matrix);
     }
-    if (is_measured) meter_.report(moved, subspace_.reported().values[0]);
+    if (is_measured) meter_.report(moved, subspace_.reported().values[0], record().update);
     recording_.finish(dense_.tails().drift(), moved, context_);
     scale_.convert(recording_.record());
     return record();
@@ -115,6 +115,7 @@ class SvdTracker<T>::Impl {
     require_shape(drift.initial(), shape_.m, shape_.n, "W");
     FactoredTier<T>::check(drift);
     set_context(context);
+    meter_.reset();
     const Matrix<double> core = drift.core();
     squared_norm_ = FactoredTier<T>::squared_norm(drift, core, shape_.smaller);
     recording_.start_record(squared_norm_, start);

@@ -508,7 +508,7 @@ class SpectralTracker:
                 except ValueError as error:
                     found[i, of] = error
 
-        alone = {i for i, matrix in enumerate(self.matrices) if not _is_on_host(matrix) or _is_large(matrix)}
+        alone = {i for i, matrix in enumerate(matrices) if not _is_on_host(matrix) or _is_large(matrix)}
         work(deque(job for job in jobs if job[0] in alone))
         # The largest first, so that the threads end at about the same time.
         by_size = sorted(jobs, key=lambda job: -math.prod(matrices[job[0]].shape))
