@@ -13,8 +13,8 @@
 // the second-level cache:
 //
 //   registers      tile held       tiles read        read per multiply-add of a vector
-//   16 of 32 B     B, 18 KB        A,  6 KB          32 B / 12 = 2.7 B
-//   16 of 16 B     B,  6 KB        A,  6 KB          32 B /  8 = 4 B
+//   16 of 32 B     B, 24 KB        A,  8 KB          32 B / 12 = 2.7 B
+//   16 of 16 B     B,  8 KB        A,  8 KB          32 B /  8 = 4 B
 //   32 of 64 B     A, 16 KB        B, 48 KB         192 B / 24 = 8 B
 //
 // With 32 registers, a tile of B and the tiles of A read meanwhile fit the first-level cache only
@@ -34,7 +34,6 @@
 #include "dlnfast/product.hpp"
 #include "dlnfast/simd.hpp"
 #include "dlnfast/threads.hpp"
-#include "dlnfast/workspace.hpp"
 
 namespace dlnfast::blocked {
 
@@ -42,7 +41,7 @@ inline constexpr int tile_rows = simd::n_registers == 32 ? 8 : 4;
 inline constexpr int tile_vectors = simd::n_registers == 32 || simd::vector_bytes == 32 ? 3 : 2;
 // Whether tiles of B are held in the first-level cache, and blocks of A read; otherwise vice versa.
 inline constexpr bool holds_b = simd::n_registers == 16;
-inline constexpr Index layer_depth = holds_b ? 192 : 256;
+inline constexpr Index layer_depth = 256;
 // Flops between two polls for interrupts: about a tenth of a second on two cores of this
 // instruction set. Constant, not measured, so that a product is always split in the same way.
 inline constexpr double flops_per_poll =
@@ -199,19 +198,30 @@ bool suits(Index m, Index n, Index k) {
   return k >= 8 && 2 * padded <= 3 * m * n;
 }
 
-// C <- alpha op(A) op(B) + beta C. Sizes agree and none is zero. Polls between layers.
+// Terms of the deepest layer, for layers of nearly equal depth.
+inline Index deepest_layer(Index k) {
+  constexpr Index pack_unit = 8;
+  return ceil_div(ceil_div(k, ceil_div(k, layer_depth)), pack_unit) * pack_unit;
+}
+
+// Entries of the packed operands of a layer, for a result of m x n with k terms.
+template <class T>
+Index packed_size(Index m, Index n, Index k) {
+  const Index rows = ceil_div(m, tile_rows) * tile_rows;
+  const Index cols = ceil_div(n, tile_cols<T>) * tile_cols<T>;
+  return (rows + cols) * deepest_layer(k);
+}
+
+// C <- alpha op(A) op(B) + beta C, with room for packed_size entries in `packed_a`. Sizes agree and
+// none is zero. Polls between layers.
 template <class T>
 void multiply(T alpha, const MatrixRef<const T>& a, Op op_a, const MatrixRef<const T>& b, Op op_b,
-              T beta, const MatrixRef<T>& c, int team, Workspace& workspace,
-              const Context& context) {
+              T beta, const MatrixRef<T>& c, int team, T* packed_a, const Context& context) {
   constexpr int width = tile_cols<T>;
-  constexpr Index pack_unit = 8;  // terms
   const Index k = op_a == Op::none ? a.cols : a.rows;
   const Index row_tiles = ceil_div(c.rows, tile_rows);
   const Index col_tiles = ceil_div(c.cols, width);
-  // Layers of nearly equal depth.
-  const Index deepest = ceil_div(ceil_div(k, ceil_div(k, layer_depth)), pack_unit) * pack_unit;
-  T* packed_a = workspace.reserve<T>((row_tiles * tile_rows + col_tiles * width) * deepest);
+  const Index deepest = deepest_layer(k);
   T* packed_b = packed_a + row_tiles * tile_rows * deepest;
 
   // Blocks of the operand that is read take 3/8 of the second-level cache.
@@ -221,8 +231,8 @@ void multiply(T alpha, const MatrixRef<const T>& a, Op op_a, const MatrixRef<con
   const Index block_tiles = std::max<Index>(1, second_level_cache() * 3 / 8 / tile_bytes);
   const Index n_blocks = ceil_div(read_tiles, block_tiles);
   const Index n_groups = team == 1 ? 1 : std::min(held_tiles, ceil_div(16 * team, n_blocks));
-  const Index a_tasks = ceil_div(row_tiles * tile_rows, packed_per_task<T>);
-  const Index b_tasks = ceil_div(col_tiles * width, packed_per_task<T>);
+  const Index pack_tasks =
+      ceil_div(std::max(row_tiles * tile_rows, col_tiles * width), packed_per_task<T>);
 
   double unpolled_flops = 0.0;
   for (Index begin = 0; begin < k; begin += deepest) {
@@ -233,14 +243,13 @@ void multiply(T alpha, const MatrixRef<const T>& a, Op op_a, const MatrixRef<con
       unpolled_flops = 0.0;
     }
     unpolled_flops += flops;
-    parallel_dynamic(team, a_tasks + b_tasks, [&](Index task) {
-      if (task < a_tasks) {
-        pack_tiles<T, tile_rows>(a, op_a == Op::none, share(row_tiles, 1, task, a_tasks), begin,
-                                 depth, packed_a);
-      } else {
-        pack_tiles<T, width>(b, op_b == Op::transpose, share(col_tiles, 1, task - a_tasks, b_tasks),
-                             begin, depth, packed_b);
-      }
+    // Every task packs a part of both operands, so that each thread finds half of what it multiplies
+    // in its own cache.
+    parallel_dynamic(team, pack_tasks, [&](Index task) {
+      pack_tiles<T, tile_rows>(a, op_a == Op::none, share(row_tiles, 1, task, pack_tasks), begin,
+                               depth, packed_a);
+      pack_tiles<T, width>(b, op_b == Op::transpose, share(col_tiles, 1, task, pack_tasks), begin,
+                           depth, packed_b);
     });
     const T beta_here = begin == 0 ? beta : T(1);
     parallel_dynamic(team, n_blocks * n_groups, [&](Index task) {

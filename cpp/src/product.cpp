@@ -7,12 +7,18 @@
 #include "dlnfast/errors.hpp"
 #include "dlnfast/simd.hpp"
 #include "dlnfast/threads.hpp"
+#include "dlnfast/workspace.hpp"
 
 namespace dlnfast {
 namespace {
 
 // Flops below which a second thread costs more than it saves (about 40 us of one core).
 constexpr double flops_per_thread = 2e6;
+// Largest team, and most flops, of a product of which each thread packs its own operands. A packed
+// entry that another core reads costs several times as much as packing it again; with more threads
+// or larger matrices, packing once is faster.
+constexpr int largest_packing_team = 4;
+constexpr double packing_team_flops = 3e8;
 using blocked::count_flops;
 using blocked::flops_per_poll;
 constexpr Index narrow_chunk = 128;  // rows or columns of a narrow product
@@ -47,14 +53,47 @@ void multiply_on_one_thread(T alpha, MatrixRef<const T> a, Op op_a, MatrixRef<co
 }
 
 template <class T>
+void multiply_packed(T alpha, MatrixRef<const T> a, Op op_a, MatrixRef<const T> b, Op op_b, T beta,
+                     MatrixRef<T> c, Index k, const Context& context) {
+  Workspace own;
+  Workspace& workspace = context.workspace != nullptr ? *context.workspace : own;
+  const double flops = count_flops(c.rows, c.cols, k);
+  const int team = team_size(context.n_threads, flops, flops_per_thread);
+  if (team == 1 || team > largest_packing_team || flops > packing_team_flops) {
+    T* packed = workspace.reserve<T>(blocked::packed_size<T>(c.rows, c.cols, k));
+    blocked::multiply<T>(alpha, a, op_a, b, op_b, beta, c, team, packed, context);
+    return;
+  }
+  // Each thread multiplies a part of the rows or columns of C by itself. Such a product has too few
+  // flops to poll.
+  const bool by_rows = c.rows >= c.cols;
+  const Index n = by_rows ? c.rows : c.cols;
+  const Index grain = by_rows ? blocked::tile_rows : blocked::tile_cols<T>;
+  const Index longest = share(n, grain, 0, team).end + grain;
+  const Index size = by_rows ? blocked::packed_size<T>(longest, c.cols, k)
+                             : blocked::packed_size<T>(c.rows, longest, k);
+  T* packed = workspace.reserve<T>(team * size);
+  parallel_dynamic(team, team, [&](Index member) {
+    const Share range = share(n, grain, member, team);
+    const Index count = range.end - range.begin;
+    if (count == 0) return;
+    T* room = packed + member * size;
+    if (by_rows) {
+      blocked::multiply<T>(alpha, part(a, op_a, true, range.begin, count), op_a, b, op_b, beta,
+                           c.block(range.begin, 0, count, c.cols), 1, room, context);
+    } else {
+      blocked::multiply<T>(alpha, a, op_a, part(b, op_b, false, range.begin, count), op_b, beta,
+                           c.block(0, range.begin, c.rows, count), 1, room, context);
+    }
+  });
+}
+
+template <class T>
 void multiply_block(T alpha, MatrixRef<const T> a, Op op_a, MatrixRef<const T> b, Op op_b, T beta,
                     MatrixRef<T> c, Index k, const Context& context) {
   const double flops = count_flops(c.rows, c.cols, k);
   if (blocked::suits<T>(c.rows, c.cols, k)) {
-    Workspace own;
-    Workspace& workspace = context.workspace != nullptr ? *context.workspace : own;
-    const int team = team_size(context.n_threads, flops, flops_per_thread);
-    blocked::multiply<T>(alpha, a, op_a, b, op_b, beta, c, team, workspace, context);
+    multiply_packed(alpha, a, op_a, b, op_b, beta, c, k, context);
     return;
   }
   // The chunks, and hence the results, do not depend on the number of threads.

@@ -43,9 +43,12 @@ constexpr int rows_of_dots = std::min(4, lanes<T>);
 template <class T>
 constexpr int rows_of_sums = std::min(many_registers ? 8 : 4, lanes<T>);
 
-// Rows of X whose inner products with a tile are held in registers at once.
+// Rows of X whose inner products with a tile are held in registers at once, together with these
+// rows and a vector of W.
 template <class T>
-constexpr int group_limit = (many_registers ? 24 : 8) / rows_of_dots<T>;
+constexpr int group_limit = (many_registers ? 24 : 12) / rows_of_dots<T>;
+// Vectors of columns that an update of a tile computes at once.
+constexpr int vectors_of_update = many_registers ? 2 : 3;
 
 template <class T>
 Index padded(Index n) {
@@ -143,7 +146,8 @@ struct Rows {
 };
 
 // sums[g][r] += x[g] . w[r] along some columns, for Group rows of X and R rows of W. Prefetches the
-// lines of W 2 KB ahead.
+// lines of W 2 KB ahead, which is beyond this block of columns, into the second-level cache: the
+// first one has no room for them.
 template <class T, int R, int Group>
 void dots_kernel(const T* x, Index k, const T* w, Index w_stride, Segment columns,
                  Vector<T>* sums) {
@@ -154,25 +158,37 @@ void dots_kernel(const T* x, Index k, const T* w, Index w_stride, Segment column
     simd::unroll<R>([&](auto r) DLNFAST_INLINE { s[g][r] = sums[g * R + r]; });
   });
   const auto add = [&](auto part) DLNFAST_INLINE {
-    Vector<T> wv[R];
-    simd::unroll<R>([&](auto r) DLNFAST_INLINE {
-      wv[r] = load<T, decltype(part)::value>(w + r * w_stride, columns.remainder);
-      simd::hold_in_register(wv[r]);
-    });
+    Vector<T> xv[Group];
     simd::unroll<Group>([&](auto g) DLNFAST_INLINE {
-      const Vector<T> xv = P::load(x + g * P::size);
-      simd::unroll<R>([&](auto r) DLNFAST_INLINE { s[g][r] += wv[r] * xv; });
+      xv[g] = P::load(x + g * P::size);
+      simd::hold_in_register(xv[g]);
+    });
+    simd::unroll<R>([&](auto r) DLNFAST_INLINE {
+      Vector<T> wv = load<T, decltype(part)::value>(w + r * w_stride, columns.remainder);
+      simd::hold_in_register(wv);
+      simd::unroll<Group>([&](auto g) DLNFAST_INLINE { s[g][r] += wv * xv[g]; });
     });
   };
   for (Index i = 0; i < columns.n_vectors; ++i, x += k * P::size, w += P::size) {
     simd::unroll<R>([&](auto r)
-                        DLNFAST_INLINE { __builtin_prefetch(w + r * w_stride + ahead, 0, 3); });
+                        DLNFAST_INLINE { __builtin_prefetch(w + r * w_stride + ahead, 0, 2); });
     add(std::false_type{});
   }
   if (columns.remainder > 0) add(std::true_type{});
   simd::unroll<Group>([&](auto g) DLNFAST_INLINE {
     simd::unroll<R>([&](auto r) DLNFAST_INLINE { sums[g * R + r] = s[g][r]; });
   });
+}
+
+template <class T, int R, int Group = group_limit<T>>
+void dots_of_group(const T* x, Index size, Index k, const T* w, Index w_stride, Segment columns,
+                   Vector<T>* sums) {
+  if constexpr (Group > 1) {
+    if (size < Group) {
+      return dots_of_group<T, R, Group - 1>(x, size, k, w, w_stride, columns, sums);
+    }
+  }
+  dots_kernel<T, R, Group>(x, k, w, w_stride, columns, sums);
 }
 
 template <class T, int R>
@@ -184,14 +200,7 @@ void dots(const T* x, Index k, const T* w, Index w_stride, Segment columns, Vect
     const Index size = k * (group + 1) / n_groups - begin;
     const T* xg = x + begin * lanes<T>;
     Vector<T>* sg = sums + begin * R;
-    switch (size) {
-      case 1: dots_kernel<T, R, 1>(xg, k, w, w_stride, columns, sg); break;
-      case 2: dots_kernel<T, R, 2>(xg, k, w, w_stride, columns, sg); break;
-      case 3: dots_kernel<T, R, 3>(xg, k, w, w_stride, columns, sg); break;
-      case 4: dots_kernel<T, R, 4>(xg, k, w, w_stride, columns, sg); break;
-      case 5: dots_kernel<T, R, 5>(xg, k, w, w_stride, columns, sg); break;
-      default: dots_kernel<T, R, 6>(xg, k, w, w_stride, columns, sg); break;
-    }
+    dots_of_group<T, R>(xg, size, k, w, w_stride, columns, sg);
   }
 }
 
@@ -206,9 +215,13 @@ DLNFAST_INLINE inline void descend_vectors(const T* left, const T* right, Index 
   const Index next = k * P::size;  // the panel of the next vector
   for (Index g = 0; g < k; ++g, left += P::size, right += P::size) {
     Vector<T> x[C];
-    simd::unroll<C>([&](auto c) DLNFAST_INLINE { x[c] = P::load(right + c * next); });
+    simd::unroll<C>([&](auto c) DLNFAST_INLINE {
+      x[c] = P::load(right + c * next);
+      simd::hold_in_register(x[c]);
+    });
     simd::unroll<R>([&](auto r) DLNFAST_INLINE {
-      simd::unroll<C>([&](auto c) DLNFAST_INLINE { gradient[r][c] += x[c] * left[r]; });
+      const Vector<T> coefficient = P::broadcast(left[r]);
+      simd::unroll<C>([&](auto c) DLNFAST_INLINE { gradient[r][c] += x[c] * coefficient; });
     });
   }
   simd::unroll<R>([&](auto r) DLNFAST_INLINE {
@@ -229,12 +242,13 @@ void descend_kernel(const T* left, const T* right, Index k, Rows<T> rows, Segmen
     rows.w += vectors * lanes<T>;
     if (Momentum) rows.v += vectors * lanes<T>;
   };
+  constexpr int C = vectors_of_update;
   Index i = 0;
-  for (; i + 2 <= columns.n_vectors; i += 2) {
-    descend_vectors<T, R, 2, Momentum, false>(left, right, k, rows, 0, factors);
-    advance(2);
+  for (; i + C <= columns.n_vectors; i += C) {
+    descend_vectors<T, R, C, Momentum, false>(left, right, k, rows, 0, factors);
+    advance(C);
   }
-  if (i < columns.n_vectors) {
+  for (; i < columns.n_vectors; ++i) {
     descend_vectors<T, R, 1, Momentum, false>(left, right, k, rows, 0, factors);
     advance(1);
   }
