@@ -333,6 +333,20 @@ def widths(draw, n_layers):
     return [draw.size(17) for _ in range(n_layers + 1)]
 
 
+def optimizer(draw, n_layers):
+    return {
+        "rule": draw.choose(("nesterov", "muon", "shampoo")),
+        "nesterov": draw.choose((False, True)),
+        "method": draw.choose(("polar", "newton-schulz")),
+        "iterations": draw.choose((0, 5)),
+        "coefficients": [3.4445, -4.775, 2.0315],
+        "epsilon": draw.choose((1e-7, 1e-2)),
+        "decay": 1.0,
+        "direction_scale": [1.0] * n_layers,
+        "rank_tolerance": 1e-8,
+    }
+
+
 def engine(draw, dtype, chain):
     """Return the arguments shared by both engines, for layers of the widths in `chain`."""
     n_layers, d_in, d_out = len(chain) - 1, chain[0], chain[-1]
@@ -369,6 +383,12 @@ def engine(draw, dtype, chain):
         "velocity": maybe(lambda s: np.zeros(s, dtype)),
         "compensation": maybe(lambda s: np.zeros(s, dtype)),
         "power_vectors": maybe(lambda s: np.ones(s[1], dtype)),
+        "learning_rate_table": draw.choose((None, None, np.full((steps, 1), 0.1))),
+        "weight_decay_table": None,
+        "momentum_table": draw.choose((None, None, np.full((steps, n_layers), 0.5))),
+        "optimizer": draw.choose((None, optimizer(draw, n_layers))),
+        "left_factors": maybe(lambda s: np.eye(s[0])),
+        "right_factors": maybe(lambda s: np.eye(s[1])),
         "on_record": draw.choose((None, Callback("nothing"))),
         "on_progress": draw.choose((None, Callback("nothing"))),
         "safety": draw.choose((0.0, 0.0, 0.5)),
@@ -532,6 +552,8 @@ FUNCTIONS = {
             "velocity",
             "compensation",
             "power_vectors",
+            "left_factors",
+            "right_factors",
             "values",
             "errors",
         }
@@ -540,6 +562,7 @@ FUNCTIONS = {
     "reduced_descent": (
         reduced_descent,
         {"cores", "loss", "record_steps", "counts", "rate", "velocity", "compensation", "power_vectors"}
+        | {"left_factors", "right_factors"}
         | {"scalars", "core_records", "rho_records"},
     ),
     "gradients": (gradients, {"gradients"}),

@@ -33,6 +33,7 @@ ORDER = (
     "reference",
     "measures",
     "theory",
+    "optimizers",
     "_weights",
     "_closure",
     "_tracking",

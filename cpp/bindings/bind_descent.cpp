@@ -88,6 +88,7 @@ py::dict describe_tables() {
   describe<GradientStep<float>>(tables);
   describe<TrackerSettings>(tables);
   describe<TrackerRecord, true>(tables);
+  describe<Optimizer>(tables);
   describe<DenseArguments<float>>(tables);
   describe<Family>(tables);
   describe<ReducedArguments<float>>(tables);

@@ -482,8 +482,10 @@ class SingleWorker final : public Worker {
     const auto values = [run](const MatrixRef<const double>& m) {
       return std::vector<double>(m.row(run), m.row(run) + m.cols);
     };
-    const Rates rates{values(batch.learning_rate), values(batch.weight_decay),
-                      values(batch.momentum), AdaptiveRate{}};
+    Rates rates;
+    rates.learning_rate = values(batch.learning_rate);
+    rates.weight_decay = values(batch.weight_decay);
+    rates.momentum = values(batch.momentum);
     std::vector<Family> families;
     const double* rho = batch.rho.row(run);
     for (std::size_t f = 0; f < batch.families.size(); ++f) {

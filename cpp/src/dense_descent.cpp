@@ -13,6 +13,7 @@
 #include "dlnfast/threads.hpp"
 #include "dlnfast/workspace.hpp"
 #include "small_descent.hpp"
+#include "update_rule.hpp"
 
 namespace dlnfast {
 namespace {
@@ -66,25 +67,33 @@ struct Layer {
   Matrix<T> velocity;  // used if the caller passes none
   GradientStep<T> gradient_step;
   MatrixRef<T> gradient;  // if present, receives G_l instead of a step
+  // At some step of the run.
+  bool is_trained, has_decay;
 
-  Layer(Index l, MatrixRef<T> w, double loss_scale, double rate, double decay, double momentum)
-      : index(l), weight(w) {
+  Layer(Index l, MatrixRef<T> w, double loss_scale, const Rates& rates)
+      : index(l),
+        weight(w),
+        is_trained(rates.has_learning_rate(l)),
+        has_decay(rates.has_weight_decay(l)) {
     gradient_step.scale = static_cast<T>(loss_scale);
-    gradient_step.learning_rate = static_cast<T>(rate);
-    gradient_step.weight_decay = static_cast<T>(decay);
-    gradient_step.momentum = static_cast<T>(momentum);
+    set_rates(rates, 0);
+  }
+
+  void set_rates(const Rates& rates, Index step) {
+    gradient_step.learning_rate = static_cast<T>(rates.learning_rate_at(step, index));
+    gradient_step.weight_decay = static_cast<T>(rates.weight_decay_at(step, index));
+    gradient_step.momentum = static_cast<T>(rates.momentum_at(step, index));
   }
 
   // Not in the constructor, because layers move in memory while their list grows.
   void bind_velocity(const MatrixRef<T>& external) {
-    if (gradient_step.momentum == T(0)) return;
     if (external.absent()) velocity = Matrix<T>::Zero(weight.rows, weight.cols);
     gradient_step.velocity = external.absent() ? MatrixRef<T>(velocity) : external;
   }
 
   bool has_momentum() const { return !gradient_step.velocity.absent(); }
   bool writes_gradient() const { return !gradient.absent(); }
-  bool needs_gradient() const { return writes_gradient() || gradient_step.learning_rate != T(0); }
+  bool needs_gradient() const { return writes_gradient() || is_trained; }
 };
 
 template <class Body>
@@ -164,7 +173,7 @@ class Side {
     Index largest = 0;
     for (Index i = 0; i < size(); ++i) {
       const Layer<T>& layer = *layers_[i];
-      const bool needs_scratch = !layer.has_momentum() && layer.gradient_step.weight_decay != T(0);
+      const bool needs_scratch = !layer.has_momentum() && layer.has_decay;
       if (i > 0 && !thin_ && needs_scratch) {
         largest = std::max(largest, layer.weight.rows * layer.weight.cols);
       }
@@ -300,6 +309,29 @@ class Side {
   Matrix<T> scratch_;  // a gradient, if a product cannot be subtracted in place
 };
 
+// Returns the entries of the first l layers, for l = 0 .. L.
+std::vector<double> sum_entries(const std::vector<Index>& widths) {
+  std::vector<double> sums(1, 0.0);
+  for (std::size_t l = 1; l < widths.size(); ++l) {
+    sums.push_back(sums.back() +
+                   static_cast<double>(widths[l]) * static_cast<double>(widths[l - 1]));
+  }
+  return sums;
+}
+
+// As step_flops, with `entries` of `sum_entries`.
+double pivot_flops(const std::vector<Index>& widths, const std::vector<double>& entries,
+                   Index pivot, double end_product_entries) {
+  const Index n_layers = static_cast<Index>(widths.size()) - 1;
+  const auto d = [&](Index i) { return static_cast<double>(widths[i]); };
+  // The layers beside the pivot have no product of their own.
+  double elements = entries[std::max<Index>(pivot - 1, 0)] + entries[n_layers] -
+                    entries[std::min(pivot + 1, n_layers)];
+  if (pivot > 0 && pivot < n_layers)
+    elements += end_product_entries < 0.0 ? d(n_layers) * d(0) : end_product_entries;
+  return 6.0 * d(pivot) * elements;
+}
+
 }  // namespace
 
 double step_flops(const std::vector<Index>& widths, Index pivot, double end_product_entries) {
@@ -309,21 +341,16 @@ double step_flops(const std::vector<Index>& widths, Index pivot, double end_prod
     throw ShapeError("the pivot is " + std::to_string(pivot) + "; wanted 0 to " +
                      std::to_string(n_layers));
   }
-  const auto d = [&](Index i) { return static_cast<double>(widths[i]); };
-  double elements = 0.0;
-  for (Index l = 1; l < pivot; ++l) elements += d(l) * d(l - 1);
-  for (Index l = pivot + 2; l <= n_layers; ++l) elements += d(l) * d(l - 1);
-  if (pivot > 0 && pivot < n_layers)
-    elements += end_product_entries < 0.0 ? d(n_layers) * d(0) : end_product_entries;
-  return 6.0 * d(pivot) * elements;
+  return pivot_flops(widths, sum_entries(widths), pivot, end_product_entries);
 }
 
 Index best_pivot(const std::vector<Index>& widths, double end_product_entries) {
   const Index n_layers = static_cast<Index>(widths.size()) - 1;
   Index best = n_layers;
   double least_flops = step_flops(widths, best, end_product_entries);
+  const std::vector<double> entries = sum_entries(widths);
   for (Index p = n_layers - 1; p >= 0; --p) {
-    const double flops = step_flops(widths, p, end_product_entries);
+    const double flops = pivot_flops(widths, entries, p, end_product_entries);
     // Prefer the smaller width for equal flops, because thin products and updates are fused.
     if (flops < least_flops || (flops == least_flops && widths[p] < widths[best])) {
       best = p;
@@ -337,26 +364,33 @@ template <class T>
 class DenseDescent<T>::Impl {
  public:
   Impl(const std::vector<MatrixRef<T>>& weights, const Objective<T>& objective, const Rates& rates,
-       const Context& context, Index small, const OptimizerState<T>& state,
-       const std::vector<MatrixRef<T>>& gradients = {})
-      : weights_(weights), state_(state), objective_(objective), context_(context) {
+       const Context& context, Index small, const OptimizerState<T>& state, FamilyScalars* scalars,
+       std::vector<MatrixRef<T>> gradients = {})
+      : weights_(weights), state_(state), rates_(rates), objective_(objective), context_(context) {
     context_.workspace = &workspace_;
     const std::vector<Index> widths = checked_widths(weights, objective, rates);
     check_state(state, weights);
     const bool is_adaptive = rates.adaptive.safety > 0.0;
-    if (gradients.empty() && objective.has_target() && !is_adaptive &&
+    const bool writes_gradients = !gradients.empty();
+    Rates step_rates = rates;
+    if (rates.optimizer) {
+      if (is_adaptive) throw std::invalid_argument("adaptive rates are for gradient descent only");
+      rule_ = std::make_unique<UpdateRule<T>>(weights, rates, state, scalars);
+      gradients = rule_->gradients();
+      step_rates = rates.for_gradients();
+    }
+    if (!writes_gradients && objective.has_target() && !is_adaptive &&
         better_small(widths, small)) {
       const Index n = static_cast<Index>(weights.size());
-      small_ =
-          small_descent<T>(*std::max_element(widths.begin(), widths.end()), n, objective, rates);
-      for (Index l = 0; l < n; ++l) small_->load_weight(l, weights_[l]);
-      small_->load_state(state_);
+      small_ = small_descent<T>(*std::max_element(widths.begin(), widths.end()), n, objective,
+                                step_rates);
+      load_weights();
+      if (!rule_) small_->load_state(state_);
       return;
     }
     chooses_team_ = context.n_threads == 0;
     const Index n_layers = static_cast<Index>(weights.size());
     if (is_adaptive) {
-      rates_ = rates;
       largest_.resize(weights.size());
       for (std::size_t l = 0; l < weights.size(); ++l) {
         largest_value_.emplace_back(
@@ -365,9 +399,9 @@ class DenseDescent<T>::Impl {
     }
     layers_.reserve(weights.size());
     for (Index l = 0; l < n_layers; ++l) {
-      layers_.emplace_back(l, weights[l], objective.loss_scale, rates.learning_rate[l],
-                           rates.weight_decay[l], rates.momentum[l]);
-      layers_.back().bind_velocity(state.velocity.empty() ? MatrixRef<T>() : state.velocity[l]);
+      layers_.emplace_back(l, weights[l], objective.loss_scale, step_rates);
+      if (step_rates.has_momentum(l))
+        layers_.back().bind_velocity(state.velocity.empty() ? MatrixRef<T>() : state.velocity[l]);
       if (!gradients.empty()) layers_.back().gradient = gradients[l];
     }
     const Index d_out = widths.back();
@@ -413,15 +447,30 @@ class DenseDescent<T>::Impl {
     return loss;
   }
 
+  bool is_scheduled() const { return rates_.is_scheduled(); }
+  void set_step(Index step) {
+    if (rule_) {
+      rule_->set_step(step);
+    } else if (small_) {
+      small_->set_step(step);
+    } else {
+      for (Layer<T>& layer : layers_) layer.set_rates(rates_, step);
+    }
+  }
+
   void update() {
-    if (small_) {
+    if (small_ && rule_) {
+      small_->compute_gradients(rule_->gradients());
+      rule_->update(context_);
+      load_weights();
+    } else if (small_) {
       small_->update();
       is_stale_ = true;
     } else if (!chooses_team_) {
-      update_layers();
+      update_weights();
     } else {
       const auto start = Clock::now();
-      update_layers();
+      update_weights();
       step_time_ += Clock::now() - start;
       choice_.record_time(step_time_.count());
     }
@@ -442,14 +491,14 @@ class DenseDescent<T>::Impl {
 
   void store() {
     write_back();
-    if (small_) small_->store_state(state_);
+    if (small_ && !rule_) small_->store_state(state_);
     if (state_.power_vectors.empty()) return;
     for (std::size_t l = 0; l < largest_value_.size(); ++l)
       largest_value_[l].store(state_.power_vectors[l].data);
   }
 
   bool is_thin(Index layer) const {
-    return !small_ && (lower_->is_thin(layer) || upper_->is_thin(layer));
+    return !small_ && !rule_ && (lower_->is_thin(layer) || upper_->is_thin(layer));
   }
   void set_update_listener(UpdateListener<T>* listener) {
     if (small_) return;
@@ -466,6 +515,17 @@ class DenseDescent<T>::Impl {
     return loss;
   }
 
+  // Products of the largest singular values of some consecutive layers.
+  struct Products {
+    double all;
+    double all_but_one;  // sum over k of sqrt(m_k) times the product of all but s_k
+  };
+  Products extended(const Products& layers, std::size_t l) const {
+    const double s = largest_[l];
+    return {layers.all * s,
+            layers.all_but_one * s + layers.all * std::sqrt(rates_.learning_rate[l])};
+  }
+
   // Sets the learning rates of the next step (AdaptiveRate).
   void adapt(double loss) {
     const AdaptiveRate& adaptive = rates_.adaptive;
@@ -474,24 +534,21 @@ class DenseDescent<T>::Impl {
     const double c = objective_.loss_scale;
     const double excess = std::max(loss - objective_.loss_floor, 0.0);
     const double error = adaptive.error_scale * std::sqrt(2.0 * excess / c);
-    // Product of the largest singular values of all layers but l and k.
-    const auto others = [&](std::size_t l, std::size_t k) {
-      double product = 1.0;
-      for (std::size_t j = 0; j < n; ++j) {
-        if (j != l && j != k) product *= largest_[j];
-      }
-      return product;
-    };
+    // Of the layers above l: their product, and the sum over k of sqrt(m_k) times the product of all
+    // but k. The same for the layers below l while l increases.
+    above_.assign(n + 1, {1.0, 0.0});
+    for (std::size_t l = n; l-- > 0;) above_[l] = extended(above_[l + 1], l);
+    Products below{1.0, 0.0};
     double gauss_newton = 0.0, residual = 0.0, decay = 0.0, largest_momentum = 0.0;
     for (std::size_t l = 0; l < n; ++l) {
       const double m = rates_.learning_rate[l];
-      const double s = others(l, l);
+      const Products& above = above_[l + 1];
+      const double s = below.all * above.all;
       gauss_newton += m * adaptive.curvature[l] * s * s;
-      double row = 0.0;
-      for (std::size_t k = 0; k < n; ++k) {
-        if (k != l) row += std::sqrt(m * rates_.learning_rate[k]) * others(l, k);
-      }
+      const double row =
+          std::sqrt(m) * (below.all * above.all_but_one + below.all_but_one * above.all);
       residual = std::max(residual, row * error);
+      below = extended(below, l);
       decay = std::max(decay, m * rates_.weight_decay[l]);
       largest_momentum = std::max(largest_momentum, rates_.momentum[l]);
     }
@@ -507,6 +564,11 @@ class DenseDescent<T>::Impl {
     if (!lower_->empty()) lower_->forward(context_);
     if (!upper_->empty()) upper_->forward(context_);
     return sparse_ ? sparse_residual() : residual(end_to_end());
+  }
+
+  void update_weights() {
+    update_layers();
+    if (rule_) rule_->update(context_);
   }
 
   void update_layers() {
@@ -542,6 +604,10 @@ class DenseDescent<T>::Impl {
     const double n_products = 3.0 * static_cast<double>(widths.size() - 2);
     const double padded = n_products * 2.0 * static_cast<double>(size * size * size);
     return padded <= 1.5 * step_flops(widths, best_pivot(widths)) + 1e4 * (n_products + 1.0);
+  }
+
+  void load_weights() {
+    for (Index l = 0; l < n_layers(); ++l) small_->load_weight(l, weights_[l]);
   }
 
   void write_back() {
@@ -644,11 +710,13 @@ class DenseDescent<T>::Impl {
   std::vector<MatrixRef<T>> weights_;
   OptimizerState<T> state_;
   std::unique_ptr<SmallDescent<T>> small_;
+  std::unique_ptr<UpdateRule<T>> rule_;
   bool is_stale_ = false;  // whether the caller's weights are older than those of small_
   bool chooses_team_ = false;
-  Rates rates_;  // only for adaptive rates
+  Rates rates_;
   std::vector<LargestValue<T>> largest_value_;
   std::vector<double> largest_;
+  std::vector<Products> above_;
   double rate_ = 1.0;
   bool sparse_ = false;  // whether E is never formed
   TeamChoice choice_{max_threads()};
@@ -666,8 +734,8 @@ class DenseDescent<T>::Impl {
 template <class T>
 DenseDescent<T>::DenseDescent(std::vector<MatrixRef<T>> weights, const Objective<T>& objective,
                               const Rates& rates, const Context& context, Index small,
-                              const OptimizerState<T>& state)
-    : impl_(std::make_unique<Impl>(weights, objective, rates, context, small, state)) {}
+                              const OptimizerState<T>& state, FamilyScalars* scalars)
+    : impl_(std::make_unique<Impl>(weights, objective, rates, context, small, state, scalars)) {}
 
 template <class T>
 DenseDescent<T>::~DenseDescent() = default;
@@ -675,6 +743,16 @@ DenseDescent<T>::~DenseDescent() = default;
 template <class T>
 double DenseDescent<T>::evaluate() {
   return impl_->evaluate();
+}
+
+template <class T>
+bool DenseDescent<T>::is_scheduled() const {
+  return impl_->is_scheduled();
+}
+
+template <class T>
+void DenseDescent<T>::set_step(Index step) {
+  impl_->set_step(step);
 }
 
 template <class T>
@@ -737,7 +815,8 @@ double compute_gradients(const std::vector<MatrixRef<const T>>& weights,
   }
   Rates rates;
   rates.learning_rate = rates.weight_decay = rates.momentum = std::vector<double>(n_layers, 0.0);
-  typename DenseDescent<T>::Impl chain(layers, objective, rates, context, 0, {}, gradients);
+  typename DenseDescent<T>::Impl chain(layers, objective, rates, context, 0, {}, nullptr,
+                                       gradients);
   const double loss = chain.evaluate();
   chain.update();
   return loss;

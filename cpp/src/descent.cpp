@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <stdexcept>
+#include <string>
 
 namespace dlnfast {
 
@@ -37,9 +38,25 @@ Index n_multiples(const Schedule& schedule, Index every) {
   return schedule.steps / every + 1 - before;
 }
 
+namespace {
+
+void require_table(const MatrixRef<const double>& table, Index steps, Index n_layers,
+                   const std::string& name) {
+  if (!table.absent()) require_shape(table, steps, table.cols == 1 ? 1 : n_layers, name);
+}
+
+}  // namespace
+
 Progress start_progress(const ProgressArrays& arrays, const Schedule& schedule,
                         const Rates& rates) {
   const bool adapts = rates.adaptive.safety > 0.0;
+  const Index n_layers = static_cast<Index>(rates.learning_rate.size());
+  require_table(rates.tables.learning_rate_table, schedule.steps, n_layers, "learning_rate_table");
+  require_table(rates.tables.weight_decay_table, schedule.steps, n_layers, "weight_decay_table");
+  require_table(rates.tables.momentum_table, schedule.steps, n_layers, "momentum_table");
+  if (adapts && rates.is_scheduled()) {
+    throw std::invalid_argument("adaptive rates cannot be combined with tables of rates");
+  }
   const Index n = n_losses(schedule);
   require_room(arrays.record_steps, n_records(schedule), {}, "record_steps");
   require_room(arrays.loss, n, {}, "loss");
@@ -92,6 +109,7 @@ Result take_steps(Stepper& stepper, Recorder& recorder, const Schedule& schedule
   n_records(schedule);  // checks the schedule
   const bool has_flush = schedule.flush_every > 0;
   const Index steps_per_poll = stepper.steps_per_poll();
+  const bool is_scheduled = stepper.is_scheduled();
   Index until_record = 0;
   Index until_poll = steps_per_poll;
   for (Index step = schedule.first;; ++step) {
@@ -131,6 +149,7 @@ Result take_steps(Stepper& stepper, Recorder& recorder, const Schedule& schedule
       until_poll = steps_per_poll;
     }
     if (progress.between_steps != nullptr) *progress.between_steps = 0;
+    if (is_scheduled) stepper.set_step(step);
     stepper.update();
     if (progress.rate != nullptr) {
       progress.rate[*progress.n_rates] = stepper.rate();

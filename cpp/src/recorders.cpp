@@ -202,7 +202,11 @@ void DenseRecorder<T>::record(Index record, Index /*step*/) {
 // sqrt(2 (loss - floor) || S || / c). For measurements, with the loss c/2 || r ||^2, the same
 // bounds || B^T r || with || B ||^2 instead of || S ||.
 template <class T>
-void DenseRecorder<T>::bound_drift(double loss) {
+void DenseRecorder<T>::bound_drift(Index step, double loss) {
+  if (rates_.optimizer) {  // nothing is known
+    for (Layer& layer : layers_) layer.drift = infinity;
+    return;
+  }
   constexpr double rounding = sizeof(T) == 8 ? 1e-9 : 1e-3;
   const double excess = std::max(loss - objective_.loss_floor, 0.0) + rounding * std::abs(loss);
   const double c = objective_.loss_scale;
@@ -218,9 +222,11 @@ void DenseRecorder<T>::bound_drift(double loss) {
     double gradient = below * above[l];
     if (std::isnan(gradient)) gradient = infinity;  // one factor overflows, the other underflows
     below *= layer.largest;
-    layer.velocity =
-        rates_.momentum[l] * layer.velocity + rates_.weight_decay[l] * layer.largest + gradient;
-    moved[l] = rates_.learning_rate[l] * stepper_.rate() * layer.velocity * (1.0 + rounding);
+    const Index i = static_cast<Index>(l);
+    layer.velocity = rates_.momentum_at(step, i) * layer.velocity +
+                     rates_.weight_decay_at(step, i) * layer.largest + gradient;
+    moved[l] =
+        rates_.learning_rate_at(step, i) * stepper_.rate() * layer.velocity * (1.0 + rounding);
   }
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     layers_[l].drift += moved[l];
@@ -230,7 +236,7 @@ void DenseRecorder<T>::bound_drift(double loss) {
 
 template <class T>
 void DenseRecorder<T>::after_step(Index step, double loss, bool last) {
-  if (!layers_.empty() && !last) bound_drift(loss);
+  if (!layers_.empty() && !last) bound_drift(step, loss);
   if (records_.snapshot_every == 0 || step % records_.snapshot_every != 0) return;
   const Index snapshot = *records_.n_snapshots;
   const std::vector<MatrixRef<T>>& weights = stepper_.weights();

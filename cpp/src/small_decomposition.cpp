@@ -13,8 +13,6 @@
 namespace dlnfast {
 namespace {
 
-// Largest size at which rotations are faster than a general decomposition.
-constexpr Index jacobi_limit = 40;
 constexpr int max_jacobi_passes = 6;
 
 }  // namespace
@@ -23,18 +21,17 @@ SmallDecomposition::SmallDecomposition(const Matrix<double>& r, const Context& c
     : a(r.rows(), std::min(r.rows(), r.cols())),
       s(1, std::min(r.rows(), r.cols())),
       b(r.cols(), std::min(r.rows(), r.cols())) {
-  if (r.rows() == r.cols() && r.rows() <= jacobi_limit && decompose_by_rotations(r)) return;
+  if (r.rows() == r.cols() && r.rows() <= rotations_limit && decompose_by_rotations(r)) return;
   singular_values<double>(view(r), MatrixRef<double>(s), MatrixRef<double>(a), MatrixRef<double>(b),
                           context);
 }
 
-bool SmallDecomposition::decompose_by_rotations(const Matrix<double>& r) {
-  const Index p = r.rows();
-  Matrix<double> rows = r;
-  Matrix<double> rotation = Matrix<double>::Identity(p, p);
-  const double floor = square(1e-15) * r.squaredNorm();
+bool rotate_rows(Matrix<double>& rows, Matrix<double>& rotation, int max_passes) {
+  const Index p = rows.rows();
+  rotation = Matrix<double>::Identity(p, p);
+  const double floor = square(1e-15) * rows.squaredNorm();
   bool is_done = false;
-  for (int pass = 0; pass < max_jacobi_passes && !is_done; ++pass) {
+  for (int pass = 0; pass < max_passes && !is_done; ++pass) {
     is_done = true;
     for (Index i = 0; i < p; ++i) {
       for (Index j = i + 1; j < p; ++j) {
@@ -48,7 +45,7 @@ bool SmallDecomposition::decompose_by_rotations(const Matrix<double>& r) {
         const double c = 1.0 / std::hypot(1.0, t);
         const double d = c * t;
         const auto rotate = [&](Matrix<double>& m) {
-          for (Index k = 0; k < p; ++k) {
+          for (Index k = 0; k < m.cols(); ++k) {
             const double first = m(i, k), second = m(j, k);
             m(i, k) = c * first - d * second;
             m(j, k) = d * first + c * second;
@@ -59,7 +56,13 @@ bool SmallDecomposition::decompose_by_rotations(const Matrix<double>& r) {
       }
     }
   }
-  if (!is_done) return false;
+  return is_done;
+}
+
+bool SmallDecomposition::decompose_by_rotations(const Matrix<double>& r) {
+  const Index p = r.rows();
+  Matrix<double> rows = r, rotation;
+  if (!rotate_rows(rows, rotation, max_jacobi_passes)) return false;
   std::vector<std::pair<double, Index>> order;
   for (Index i = 0; i < p; ++i) order.push_back({-rows.row(i).norm(), i});
   std::sort(order.begin(), order.end());

@@ -14,10 +14,17 @@ struct SmallDecomposition {
   SmallDecomposition(const Matrix<double>& r, const Context& context);
 
  private:
-  // Rotates pairs of rows until all are orthogonal (one-sided Jacobi, Hestenes). Few passes suffice
-  // if R is nearly diagonal, as it is between two updates of a tracker. Returns false if they do
-  // not; then a, s and b are incomplete.
+  // Returns false if a few passes of rotations do not suffice; then a, s and b are incomplete. They do
+  // if R is nearly diagonal, as it is between two updates of a tracker.
   bool decompose_by_rotations(const Matrix<double>& r);
 };
+
+// Largest number of rows for which rotations are faster than a general decomposition.
+inline constexpr Index rotations_limit = 40;
+
+// Rotates pairs of rows of R until all are orthogonal (one-sided Jacobi, Hestenes), at most `max_passes`
+// times all pairs: `rows` becomes Q R with the orthogonal Q = `rotation`. Returns whether they are
+// orthogonal.
+bool rotate_rows(Matrix<double>& rows, Matrix<double>& rotation, int max_passes);
 
 }  // namespace dlnfast

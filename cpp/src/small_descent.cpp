@@ -5,64 +5,35 @@
 #include <utility>
 #include <vector>
 
-#include "dlnfast/simd.hpp"
+#include "fixed_products.hpp"
 
 // Weights are updated with compensated (Kahan) sums: on a plateau, tens of thousands of tiny steps
 // on nearly constant weights would otherwise be rounded in the same direction, and leaving the
 // plateau amplifies errors by about 1/eps.
 //
-// A step has 3 (L - 1) products of 2 n^3 flops and L - 1 transposes. The operation after a product
-// (error and loss, or the update of a weight) reads the sums directly from registers.
+// A step has 3 (L - 1) products of 2 n^3 flops and L - 1 transposes.
 namespace dlnfast {
 namespace {
 
-constexpr int bytes_for(int needed) {
-  int bytes = 16;
-  while (bytes < needed && bytes < simd::vector_bytes) bytes *= 2;
-  return bytes;
-}
-
 template <class T, int Size>
-class FixedDescent final : public SmallDescent<T> {
-  using P = simd::Pack<T, bytes_for(Size* static_cast<int>(sizeof(T)))>;
-  using Vector = typename P::Vector;
-  static constexpr int n_vectors = (Size + P::size - 1) / P::size;
-  static constexpr int stride = n_vectors * P::size;
-
-  // For sizes below this, the number of units is the constant `Size`, padding included. From this
-  // size on it is a runtime value: the padded units are skipped, except for one if the number is
-  // odd.
-  static constexpr int runtime_size = 16;
-  static_assert(Size % 2 == 0);
-
-  // A tile of a product: as many sums as the registers hold together with the operands, in a
-  // divisor of the columns.
-  static constexpr int sums_limit = simd::n_registers == 32 ? 24 : 10;
-  static constexpr int tile_vectors() {
-    int best = 1;
-    for (int n = 1; n <= std::min(n_vectors, 5); ++n) {
-      if (n_vectors % n == 0) best = n;
-    }
-    return best;
-  }
-  static constexpr int tile_rows() {
-    const int limit = sums_limit / tile_vectors();
-    if (Size >= runtime_size) return std::min(limit / 2 * 2, 8);
-    int best = 1;
-    for (int rows = 1; rows <= std::min(Size, limit); ++rows) {
-      if (Size % rows == 0) best = rows;
-    }
-    return best;
-  }
-
-  struct alignas(64) Block {
-    T a[stride * stride] = {};
-  };
+class FixedDescent final : public SmallDescent<T>, private FixedProducts<T, Size> {
+  using Products = FixedProducts<T, Size>;
+  using Products::into;
+  using Products::load;
+  using Products::multiply;
+  using Products::multiply_transpose;
+  using Products::store;
+  using Products::transpose;
+  using Block = typename Products::Block;
+  using P = typename Products::P;
+  using Vector = typename Products::Vector;
+  static constexpr int stride = Products::stride;
 
  public:
   FixedDescent(Index size, Index n_layers, const Objective<T>& objective, const Rates& rates)
-      : size_(static_cast<int>(size + size % 2)),
+      : Products(size),
         n_layers_(n_layers),
+        rates_(rates),
         loss_scale_(objective.loss_scale),
         loss_floor_(objective.loss_floor),
         whitened_(objective.input_gram.absent()),
@@ -72,9 +43,9 @@ class FixedDescent final : public SmallDescent<T> {
         velocity_(has_momentum_ ? n_layers : 0),
         product_(n_layers) {
     for (Index l = 0; l < n_layers; ++l) {
-      learning_rate_.push_back(static_cast<T>(rates.learning_rate[l]));
-      weight_decay_.push_back(static_cast<T>(rates.weight_decay[l]));
-      momentum_.push_back(static_cast<T>(rates.momentum[l]));
+      learning_rate_.push_back(static_cast<T>(rates.learning_rate_at(0, l)));
+      weight_decay_.push_back(static_cast<T>(rates.weight_decay_at(0, l)));
+      momentum_.push_back(static_cast<T>(rates.momentum_at(0, l)));
     }
     load(objective.target, target_);
     if (!whitened_) {
@@ -85,7 +56,7 @@ class FixedDescent final : public SmallDescent<T> {
   }
 
   void load_weight(Index layer, const MatrixRef<T>& weight) override {
-    load<const T>(weight, weight_[layer]);
+    load(weight, weight_[layer]);
   }
 
   void store_weight(Index layer, const MatrixRef<T>& weight) const override {
@@ -94,8 +65,8 @@ class FixedDescent final : public SmallDescent<T> {
 
   void load_state(Index layer, const MatrixRef<T>& velocity,
                   const MatrixRef<T>& compensation) override {
-    if (has_momentum_ && !velocity.absent()) load<const T>(velocity, velocity_[layer]);
-    if (!compensation.absent()) load<const T>(compensation, compensation_[layer]);
+    if (has_momentum_ && !velocity.absent()) load(velocity, velocity_[layer]);
+    if (!compensation.absent()) load(compensation, compensation_[layer]);
   }
 
   void store_state(Index layer, const MatrixRef<T>& velocity,
@@ -108,7 +79,7 @@ class FixedDescent final : public SmallDescent<T> {
     const Index last = n_layers_ - 1;
     const Block* chain = &weight_[0];
     for (Index l = 1; l < (whitened_ ? last : n_layers_); ++l) {
-      multiply<false>(weight_[l], *chain, into(product_[l]));
+      multiply(weight_[l], *chain, into(product_[l]));
       chain = &product_[l];
     }
     Vector sum = {};
@@ -118,33 +89,41 @@ class FixedDescent final : public SmallDescent<T> {
       sum += e * e;
     };
     if (!whitened_) {
-      multiply<false>(*chain, gram_, [&](int at, const Vector& v) DLNFAST_INLINE {
+      multiply(*chain, gram_, [&](int at, const Vector& v) DLNFAST_INLINE {
         P::store(error_.a + at, v - P::load(target_.a + at));
       });
-      multiply<false>(*chain, factor_, [&](int at, const Vector& v) DLNFAST_INLINE {
+      multiply(*chain, factor_, [&](int at, const Vector& v) DLNFAST_INLINE {
         const Vector r = v - P::load(factor_target_.a + at);
         sum += r * r;
       });
     } else if (last > 0) {
-      multiply<false>(weight_[last], *chain, compare);
+      multiply(weight_[last], *chain, compare);
     } else {
       for (int i = 0; i < stride * stride; i += P::size) compare(i, P::load(chain->a + i));
     }
     return 0.5 * loss_scale_ * static_cast<double>(P::sum(sum)) + loss_floor_;
   }
 
+  bool is_scheduled() const override { return rates_.is_scheduled(); }
+  void set_step(Index step) override {
+    const auto same = [](std::size_t l) { return l; };
+    Rates::read_row(rates_.tables.learning_rate_table, step, learning_rate_, same);
+    Rates::read_row(rates_.tables.weight_decay_table, step, weight_decay_, same);
+    Rates::read_row(rates_.tables.momentum_table, step, momentum_, same);
+  }
+
   void update() override {
-    Block transposed, layer_errors[2];
-    const Block* error = &error_;
-    for (Index l = n_layers_ - 1; l > 0; --l) {
-      Block& next = layer_errors[l % 2];
-      multiply<true>(weight_[l], *error, into(next));
-      transpose(l == 1 ? weight_[0] : product_[l - 1], transposed);
-      update_layer(l, [&](auto step) DLNFAST_INLINE { multiply<false>(*error, transposed, step); });
-      error = &next;
-    }
-    update_layer(0, [&](auto step) DLNFAST_INLINE {
-      for (int i = 0; i < stride * stride; i += P::size) step(i, P::load(error->a + i));
+    propagate([&](Index l, const auto& for_gradient)
+                  DLNFAST_INLINE { update_layer(l, for_gradient); });
+  }
+
+  void compute_gradients(const std::vector<MatrixRef<T>>& gradients) override {
+    Block gradient;
+    const T scale = static_cast<T>(loss_scale_);
+    propagate([&](Index l, const auto& for_gradient) DLNFAST_INLINE {
+      for_gradient([&](int at, const Vector& v)
+                       DLNFAST_INLINE { P::store(gradient.a + at, v * scale); });
+      store(gradient, gradients[static_cast<std::size_t>(l)]);
     });
   }
 
@@ -161,91 +140,23 @@ class FixedDescent final : public SmallDescent<T> {
   }
 
  private:
-  int size() const {
-    if constexpr (Size < runtime_size) return Size;
-    return size_;
-  }
-
-  template <class U>
-  static void load(const MatrixRef<U>& m, Block& block) {
-    block = Block();
-    for (Index i = 0; i < m.rows; ++i) std::copy(m.row(i), m.row(i) + m.cols, block.a + i * stride);
-  }
-
-  static void store(const Block& block, const MatrixRef<T>& m) {
-    for (Index i = 0; i < m.rows; ++i) {
-      const T* from = block.a + i * stride;
-      std::copy(from, from + m.cols, m.row(i));
+  // Propagates the error of the last `evaluate` backwards. Calls visit(l, for_gradient) for every
+  // layer; for_gradient calls a function for every vector of the gradient divided by the loss scale.
+  template <class Visit>
+  DLNFAST_INLINE void propagate(const Visit& visit) {
+    const Products& products = *this;  // GCC 12 cannot capture `this` below
+    Block transposed, layer_errors[2];
+    const Block* error = &error_;
+    for (Index l = n_layers_ - 1; l > 0; --l) {
+      Block& next = layer_errors[l % 2];
+      multiply_transpose(weight_[l], *error, into(next));
+      transpose(l == 1 ? weight_[0] : product_[l - 1], transposed);
+      visit(l, [&](auto step) DLNFAST_INLINE { products.multiply(*error, transposed, step); });
+      error = &next;
     }
-  }
-
-  static auto into(Block& c) {
-    return [&c](int at, const Vector& v) DLNFAST_INLINE { P::store(c.a + at, v); };
-  }
-
-  // Computes A B, or A^T B: calls store(at, v) for every vector of the result.
-  template <bool transpose_a, class Store>
-  DLNFAST_INLINE void multiply(const Block& a, const Block& b, const Store& store) const {
-    constexpr int rows = tile_rows();
-    const int n = size();
-    int i = 0;
-    for (; i + rows <= n; i += rows) multiply_rows<rows, transpose_a>(a, b, n, i, store);
-    if constexpr (Size >= runtime_size)
-      multiply_last_rows<rows - 2, transpose_a>(a, b, n, i, store);
-  }
-
-  // Multiplies the last rows, an even number.
-  template <int rows, bool transpose_a, class Store>
-  DLNFAST_INLINE static void multiply_last_rows(const Block& a, const Block& b, int n, int i,
-                                                const Store& store) {
-    if constexpr (rows > 0) {
-      if (n - i == rows) return multiply_rows<rows, transpose_a>(a, b, n, i, store);
-      multiply_last_rows<rows - 2, transpose_a>(a, b, n, i, store);
-    }
-  }
-
-  template <int rows, bool transpose_a, class Store>
-  DLNFAST_INLINE static void multiply_rows(const Block& a, const Block& b, int n, int i,
-                                           const Store& store) {
-    constexpr int vectors = tile_vectors();
-    for (int first = 0; first < n_vectors; first += vectors) {
-      const T* bk = b.a + first * P::size;
-      Vector sums[rows][vectors] = {};
-      for (int k = 0; k < n; ++k, bk += stride) {
-        Vector bv[vectors];
-        DLNFAST_UNROLL
-        for (int v = 0; v < vectors; ++v) {
-          bv[v] = P::load(bk + v * P::size);
-          if constexpr (vectors > 1) simd::hold_in_register(bv[v]);
-        }
-        DLNFAST_UNROLL
-        for (int r = 0; r < rows; ++r) {
-          const T coefficient = transpose_a ? a.a[k * stride + i + r] : a.a[(i + r) * stride + k];
-          DLNFAST_UNROLL
-          for (int v = 0; v < vectors; ++v) sums[r][v] += bv[v] * coefficient;
-        }
-      }
-      DLNFAST_UNROLL
-      for (int r = 0; r < rows; ++r) {
-        DLNFAST_UNROLL
-        for (int v = 0; v < vectors; ++v) {
-          store((i + r) * stride + (first + v) * P::size, sums[r][v]);
-        }
-      }
-    }
-  }
-
-  void transpose(const Block& a, Block& b) const {
-    for (int i = 0; i < size(); i += P::size) {
-      for (int j = 0; j < size(); j += P::size) {
-        Vector v[P::size];
-        DLNFAST_UNROLL
-        for (int r = 0; r < P::size; ++r) v[r] = P::load(a.a + (i + r) * stride + j);
-        simd::transpose<P>(v);
-        DLNFAST_UNROLL
-        for (int r = 0; r < P::size; ++r) P::store(b.a + (j + r) * stride + i, v[r]);
-      }
-    }
+    visit(0, [&](auto step) DLNFAST_INLINE {
+      for (int i = 0; i < stride * stride; i += P::size) step(i, P::load(error->a + i));
+    });
   }
 
   // Updates a layer: `for_gradient` calls the function that it receives for every vector of the
@@ -284,8 +195,8 @@ class FixedDescent final : public SmallDescent<T> {
     P::store(w, sum);
   }
 
-  int size_;
   Index n_layers_;
+  Rates rates_;
   double loss_scale_;
   double loss_floor_;
   bool whitened_;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "dlnfast/descent.hpp"
 
@@ -13,6 +14,8 @@ namespace dlnfast {
 template <class T>
 class SmallDescent : public Stepper {
  public:
+  // Writes G_1 .. G_L at the weights of the last `evaluate`, instead of an update.
+  virtual void compute_gradients(const std::vector<MatrixRef<T>>& gradients) = 0;
   virtual void load_weight(Index layer, const MatrixRef<T>& weight) = 0;
   virtual void store_weight(Index layer, const MatrixRef<T>& weight) const = 0;
   // Load or store the state of one layer; absent matrices are skipped.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import measures, reference, theory
+from . import measures, optimizers, reference, theory
 from ._closure.certificate import Certificate
 from ._closure.closure import closure
 from ._closure.family import Family
@@ -19,6 +19,7 @@ from ._problem.standard import classification, low_rank_completion, low_rank_rec
 from ._problem.statistics import SufficientStatistics
 from ._support.checkpoint import Checkpoint
 from ._support.errors import AssumptionError, CopyWarning, DivergedError, FolderInUseError, ShapeError
+from ._support.schedule import Schedule
 from ._support.threads import build_info, set_num_threads
 from ._tracking.svd_tracker import SVDTracker, TrackerRecord
 from ._training.batch import Batch, train_batch
@@ -66,6 +67,7 @@ __all__ = [
     "Ratings",
     "Record",
     "SVDTracker",
+    "Schedule",
     "Sensing",
     "ShapeError",
     "StoppingOptions",
@@ -94,6 +96,7 @@ __all__ = [
     "low_rank_sensing",
     "measures",
     "one_hot",
+    "optimizers",
     "orthogonal",
     "plots",
     "reference",

@@ -80,6 +80,17 @@ class TrackerRecord(TypedDict):
     seconds: float
     n_columns: int
 
+class Optimizer(TypedDict):
+    rule: Literal["nesterov", "muon", "shampoo"]
+    nesterov: bool
+    method: Literal["polar", "newton-schulz"]
+    iterations: int
+    coefficients: Sequence[float]
+    epsilon: float
+    decay: float
+    direction_scale: Sequence[float]
+    rank_tolerance: float
+
 class Objective(TypedDict):
     target: _Array | None
     input_gram: _Array | None
@@ -95,10 +106,16 @@ class AdaptiveRate(TypedDict):
     curvature: Sequence[float]
     error_scale: float
 
-class Rates(AdaptiveRate):
+class RateTables(TypedDict):
+    learning_rate_table: npt.NDArray[np.float64] | None
+    weight_decay_table: npt.NDArray[np.float64] | None
+    momentum_table: npt.NDArray[np.float64] | None
+
+class Rates(AdaptiveRate, RateTables):
     learning_rate: Sequence[float]
     weight_decay: Sequence[float]
     momentum: Sequence[float]
+    optimizer: Optimizer | None
 
 class Schedule(TypedDict):
     steps: int
@@ -123,6 +140,8 @@ class OptimizerState(TypedDict):
     velocity: Sequence[_Array]
     compensation: Sequence[_Array]
     power_vectors: Sequence[_Array]
+    left_factors: Sequence[npt.NDArray[np.float64]]
+    right_factors: Sequence[npt.NDArray[np.float64]]
 
 class DenseRecords(TypedDict):
     values: Sequence[_Array]

@@ -24,6 +24,8 @@ from ._support.arrays import FloatArray as Array
 from ._support.errors import AssumptionError
 
 Value = TypeVar("Value", float, Array)
+#: The update rule of one layer.
+Rule = Callable[[Array, Array, dict[str, Array], float, float, float], Array]
 
 # The model, its loss and its gradients.
 
@@ -232,16 +234,17 @@ def train_dense(
     *,
     input_gram: Array | None = None,
     loss_scale: float,
-    learning_rate: Sequence[float],
+    learning_rate: Sequence[float] | Array,
     steps: int,
-    weight_decay: Sequence[float],
-    momentum: Sequence[float],
+    weight_decay: Sequence[float] | Array,
+    momentum: Sequence[float] | Array,
     output_norm_squared: float | None = None,
+    rule: Rule | None = None,
 ) -> Iterator[tuple[float, list[Array]]]:
-    """Yield (loss, weights) of gradient descent at t = 0, 1, .., `steps`.
+    """Yield (loss, weights) of gradient descent, or of another update rule, at t = 0, 1, .., `steps`.
 
-    All layers are updated simultaneously: V_l <- mu_l V_l + G_l + lambda_l W_l, then W_l <- W_l - eta_l V_l;
-    V_l(0) = 0.
+    All layers are updated simultaneously. Gradient descent, the default rule `heavy_ball`, is
+    V_l <- mu_l V_l + G_l + lambda_l W_l, then W_l <- W_l - eta_l V_l; V_l(0) = 0.
 
     Parameters
     ----------
@@ -253,12 +256,15 @@ def train_dense(
         S = X X^T; None for whitened inputs, S = I.
     loss_scale : float
         c.
-    learning_rate, weight_decay, momentum : sequence of float
-        eta_l, lambda_l, mu_l.
+    learning_rate, weight_decay, momentum : sequence of float, or (steps, L) array
+        eta_l, lambda_l, mu_l; row t of an array has those of step t.
     steps : int
         Number of updates.
     output_norm_squared : float or None
         ||Y||_F^2, for the part of the loss that does not depend on the weights.
+    rule : callable, optional
+        Function of (weight, gradient, state, eta, lambda, mu) that returns the new weight of a layer, such as
+        `nesterov` or the result of `muon`; `state` is an empty dictionary of the layer at the start.
 
     Yields
     ------
@@ -271,15 +277,199 @@ def train_dense(
     Cost: O(L d^3) per step.
     """
     now: list[Array] = [np.array(weight, dtype=np.float64) for weight in weights]
-    velocities: list[Array] = [np.zeros_like(weight) for weight in now]
-    settings = list(zip(learning_rate, weight_decay, momentum, strict=True))
+    states: list[dict[str, Array]] = [{} for _ in now]
+    rates = [_rates_of_steps(rate, steps) for rate in (learning_rate, weight_decay, momentum)]
+    update = heavy_ball if rule is None else rule
     solution, factor = least_squares(target, input_gram), _input_factor(input_gram)
     floor = _loss_floor(solution, target, loss_scale, output_norm_squared)
     for step in range(steps + 1):
         if step > 0:
             slopes = gradients(now, target, input_gram, loss_scale)
-            now, velocities = _heavy_ball(now, velocities, slopes, settings)
+            layers = zip(now, slopes, states, *(rate[step - 1] for rate in rates), strict=True)
+            now = [update(*layer) for layer in layers]
         yield _excess_loss(end_to_end(now), solution, factor, loss_scale) + floor, now
+
+
+# Update rules of one layer: functions of weight W, gradient G, state, eta, lambda and mu.
+
+
+def heavy_ball(
+    weight: Array, gradient: Array, state: dict[str, Array], eta: float, decay: float, mu: float
+) -> Array:
+    """Return W - eta V with V <- mu V + G + lambda W.
+
+    Parameters
+    ----------
+    weight, gradient : (m, n) array
+        W and G.
+    state : dict
+        Holds V.
+    eta, decay, mu : float
+        eta, lambda, mu.
+
+    Returns
+    -------
+    (m, n) array
+    """
+    state["velocity"] = mu * state.get("velocity", np.zeros_like(weight)) + gradient + decay * weight
+    new: Array = weight - eta * state["velocity"]
+    return new
+
+
+def nesterov(
+    weight: Array, gradient: Array, state: dict[str, Array], eta: float, decay: float, mu: float
+) -> Array:
+    """Return W - eta (D + mu V) with D = G + lambda W and V <- mu V + D.
+
+    Parameters
+    ----------
+    weight, gradient : (m, n) array
+        W and G.
+    state : dict
+        Holds V.
+    eta, decay, mu : float
+        eta, lambda, mu.
+
+    Returns
+    -------
+    (m, n) array
+
+    Notes
+    -----
+    ``torch.optim.SGD(nesterov=True)``.
+    """
+    direction = gradient + decay * weight
+    state["velocity"] = mu * state.get("velocity", np.zeros_like(weight)) + direction
+    new: Array = weight - eta * (direction + mu * state["velocity"])
+    return new
+
+
+def muon(orthogonalize: Callable[[Array], Array], *, looks_ahead: bool, scale: float) -> Rule:
+    """Return the rule W <- (1 - eta lambda) W - eta q p(D), with V <- mu V + (1 - mu) G.
+
+    D is mu V + (1 - mu) G if the rule looks ahead, otherwise V.
+
+    Parameters
+    ----------
+    orthogonalize : callable
+        p, such as `polar_factor` or `newton_schulz` with their arguments.
+    looks_ahead : bool
+        Whether D looks ahead (Nesterov).
+    scale : float
+        q.
+
+    Returns
+    -------
+    callable
+
+    Notes
+    -----
+    ``torch.optim.Muon`` with p by `newton_schulz` in bfloat16.
+    """
+
+    def update(
+        weight: Array, gradient: Array, state: dict[str, Array], eta: float, decay: float, mu: float
+    ) -> Array:
+        velocity = mu * state.get("velocity", np.zeros_like(weight)) + (1 - mu) * gradient
+        state["velocity"] = velocity
+        direction = mu * velocity + (1 - mu) * gradient if looks_ahead else velocity
+        return (1 - eta * decay) * weight - eta * scale * orthogonalize(direction)
+
+    return update
+
+
+def newton_schulz(
+    matrix: Array, coefficients: tuple[float, float, float], steps: int, epsilon: float
+) -> Array:
+    """Return X after `steps` of X <- a X + b X X^T X + c X (X^T X)^2, from X = M / max(||M||_F, epsilon).
+
+    Parameters
+    ----------
+    matrix : (m, n) array
+        M.
+    coefficients : (a, b, c)
+        Coefficients of the polynomial.
+    steps : int
+        Number of iterations.
+    epsilon : float
+        Smallest norm to divide by.
+
+    Returns
+    -------
+    (m, n) array
+    """
+    a, b, c = coefficients
+    result = matrix / max(float(np.linalg.norm(matrix)), epsilon)
+    for _ in range(steps):
+        gram = result.T @ result
+        result = a * result + result @ (b * gram + c * gram @ gram)
+    return result
+
+
+def polar_factor(matrix: Array, tolerance: float) -> Array:
+    """Return U V^T over the singular values of M = U S V^T above `tolerance` times the largest one.
+
+    Parameters
+    ----------
+    matrix : (m, n) array
+        M.
+    tolerance : float
+        Relative bound for singular values that count as zero.
+
+    Returns
+    -------
+    (m, n) array
+    """
+    left, values, right_t = np.linalg.svd(matrix, full_matrices=False)
+    counts = values > tolerance * values.max(initial=0.0)
+    result: Array = left[:, counts] @ right_t[counts]
+    return result
+
+
+def shampoo(*, epsilon: float, decay_of_factors: float = 1.0) -> Rule:
+    """Return the rule V <- mu V + P^(-1/4) G Q^(-1/4), W <- (1 - eta lambda) W - eta V.
+
+    P <- beta P + G G^T and Q <- beta Q + G^T G, from epsilon times the identity.
+
+    Parameters
+    ----------
+    epsilon : float
+        Start of both factors.
+    decay_of_factors : float
+        beta.
+
+    Returns
+    -------
+    callable
+
+    Notes
+    -----
+    Gupta, Koren, Singer, arXiv:1802.09568, for matrices.
+    """
+
+    def inverse_fourth_root(matrix: Array) -> Array:
+        values, vectors = np.linalg.eigh(matrix)
+        result: Array = (vectors * values**-0.25) @ vectors.T
+        return result
+
+    def update(
+        weight: Array, gradient: Array, state: dict[str, Array], eta: float, decay: float, mu: float
+    ) -> Array:
+        rows, columns = weight.shape
+        beta = decay_of_factors
+        state["left"] = beta * state.get("left", epsilon * np.eye(rows)) + gradient @ gradient.T
+        state["right"] = beta * state.get("right", epsilon * np.eye(columns)) + gradient.T @ gradient
+        direction = inverse_fourth_root(state["left"]) @ gradient @ inverse_fourth_root(state["right"])
+        state["velocity"] = mu * state.get("velocity", np.zeros_like(weight)) + direction
+        return (1 - eta * decay) * weight - eta * state["velocity"]
+
+    return update
+
+
+def _rates_of_steps(rates: Sequence[float] | Array, steps: int) -> Array:
+    """Return the rates of every step, (steps, L)."""
+    array = np.asarray(rates, dtype=np.float64)
+    return np.broadcast_to(array, (steps, array.shape[-1])) if array.ndim == 1 else array
 
 
 # Partial observations of a matrix: the gradient with respect to W_{L:1} is Omega * (W_{L:1} - Phi) for

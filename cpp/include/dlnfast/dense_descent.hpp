@@ -26,6 +26,8 @@ Index best_pivot(const std::vector<Index>& widths, double end_product_entries = 
 // Returns the flops of one step with this pivot, for S = I.
 double step_flops(const std::vector<Index>& widths, Index pivot, double end_product_entries = -1.0);
 
+class FamilyScalars;
+
 // Receives every step of a layer whose gradient is known in factored form, G = scale L^T R, before
 // the step is applied. Layers count from 0. The blocks are valid during the call only.
 template <class T>
@@ -52,16 +54,21 @@ double compute_gradients(const std::vector<MatrixRef<const T>>& weights,
 // Networks of width up to `small` use a copy that fits the first-level cache, if that is faster.
 // `weights()`, `store()` and the destructor write this copy back to the caller's arrays.
 //
+// With an update rule (Rates::optimizer), the gradients are written first, one further matrix for each
+// layer. `scalars` are those of a complement that takes the same steps (family_scalars.hpp).
+//
 // If Interrupted leaves `update`, the weights are those between two steps.
 template <class T>
 class DenseDescent final : public Stepper {
  public:
   DenseDescent(std::vector<MatrixRef<T>> weights, const Objective<T>& objective, const Rates& rates,
                const Context& context, Index small = small_limit,
-               const OptimizerState<T>& state = {});
+               const OptimizerState<T>& state = {}, FamilyScalars* scalars = nullptr);
   ~DenseDescent() override;
 
   double evaluate() override;
+  bool is_scheduled() const override;
+  void set_step(Index step) override;
   void update() override;
   Index n_layers() const override;
   double largest_entry(Index layer) const override;

@@ -80,7 +80,10 @@ struct OptimizerState {
   std::vector<MatrixRef<T>> velocity;         // of the shapes of the weights
   std::vector<MatrixRef<T>> compensation;     // of Kahan sums (small_descent.cpp)
   std::vector<ArrayRef<T, 1>> power_vectors;  // d_{l-1}: of AdaptiveRate; zeros: start at random
-  DLNFAST_FIELDS("OptimizerState", velocity, compensation, power_vectors)
+  std::vector<MatrixRef<double>> left_factors, right_factors;  // P_l and Q_l of shampoo, epsilon 1
+                                                               // at the start
+  DLNFAST_FIELDS("OptimizerState", velocity, compensation, power_vectors, left_factors,
+                 right_factors)
 };
 
 // Throws ShapeError unless the arrays fit the weights.
@@ -105,17 +108,117 @@ void check_state(const OptimizerState<T>& state, const std::vector<MatrixRef<T>>
   }
 }
 
-// Hyperparameters with one value per layer.
+// An update rule other than gradient descent. With the gradient G_l, a velocity V_l(0) = 0
+// and the functions of singular values polar(U diag(s) V^T) = U V^T:
+//   nesterov  D = G + weight_decay W;  V <- momentum V + D;  W <- W - learning_rate (D + momentum V)
+//   muon      V <- momentum V + (1 - momentum) G;  D = momentum V + (1 - momentum) G with `nesterov`,
+//             otherwise D = V;  W <- (1 - learning_rate weight_decay) W - learning_rate q polar(D),
+//             with q the direction_scale of the layer and polar exact, or by Newton-Schulz iteration
+//   shampoo   P <- decay P + G G^T, Q <- decay Q + G^T G from P = Q = epsilon 1;
+//             V <- momentum V + P^(-1/4) G Q^(-1/4);
+//             W <- (1 - learning_rate weight_decay) W - learning_rate V
+enum class Rule { nesterov, muon, shampoo };
+inline constexpr const char* rule_names[] = {"nesterov", "muon", "shampoo"};
+constexpr auto& names_of(Rule) { return rule_names; }
+
+enum class PolarMethod { exact, newton_schulz };
+inline constexpr const char* polar_method_names[] = {"polar", "newton-schulz"};
+constexpr auto& names_of(PolarMethod) { return polar_method_names; }
+
+// Newton-Schulz: X = D / max(||D||_F, epsilon), then X <- a X + b X X^T X + c X (X^T X)^2
+// `iterations` times. The exact polar factor leaves out singular values of at most rank_tolerance
+// times the largest one.
+struct Optimizer {
+  Rule rule = Rule::nesterov;
+  bool nesterov = false;
+  PolarMethod method = PolarMethod::newton_schulz;
+  Index iterations = 5;
+  std::vector<double> coefficients{3.4445, -4.775, 2.0315};  // a, b, c
+  double epsilon = 1e-7;
+  double decay = 1.0;
+  std::vector<double> direction_scale;  // q of each layer, for muon
+  double rank_tolerance = 0.0;
+  DLNFAST_FIELDS("Optimizer", rule, nesterov, method, iterations, coefficients, epsilon, decay,
+                 direction_scale, rank_tolerance)
+};
+
+// Hyperparameters of every step. Row t has those of step t, in one column for all layers or in one
+// for each. Absent tables: the hyperparameters are constant.
+struct RateTables {
+  MatrixRef<const double> learning_rate_table, weight_decay_table, momentum_table;
+  DLNFAST_FIELDS("RateTables", learning_rate_table, weight_decay_table, momentum_table)
+};
+
+// Hyperparameters with one value per layer, and the update rule.
 struct Rates {
   std::vector<double> learning_rate;
   std::vector<double> weight_decay;
   std::vector<double> momentum;
   AdaptiveRate adaptive;
-  DLNFAST_FIELDS("Rates", learning_rate, weight_decay, momentum, adaptive)
+  RateTables tables;
+  std::optional<Optimizer> optimizer;  // absent: gradient descent
+  DLNFAST_FIELDS("Rates", learning_rate, weight_decay, momentum, adaptive, tables, optimizer)
 
+  bool is_scheduled() const {
+    return !tables.learning_rate_table.absent() || !tables.weight_decay_table.absent() ||
+           !tables.momentum_table.absent();
+  }
+
+  double learning_rate_at(Index step, Index layer) const {
+    return value_at(tables.learning_rate_table, learning_rate, step, layer);
+  }
+  double weight_decay_at(Index step, Index layer) const {
+    return value_at(tables.weight_decay_table, weight_decay, step, layer);
+  }
+  double momentum_at(Index step, Index layer) const {
+    return value_at(tables.momentum_table, momentum, step, layer);
+  }
+
+  // The same constant rates without momentum, weight decay and rule, for gradients alone.
+  Rates for_gradients() const {
+    Rates plain;
+    plain.learning_rate = learning_rate;
+    plain.weight_decay = plain.momentum = std::vector<double>(learning_rate.size(), 0.0);
+    return plain;
+  }
+
+  // Writes the hyperparameters of a step that change: out[i] is that of layer layer_of(i).
+  template <class T, class LayerOf>
+  static void read_row(const MatrixRef<const double>& table, Index step, std::vector<T>& out,
+                       const LayerOf& layer_of) {
+    if (table.absent()) return;
+    const double* row = table.row(step);
+    const bool is_common = table.cols == 1;
+    for (std::size_t i = 0; i < out.size(); ++i)
+      out[i] = static_cast<T>(row[is_common ? 0 : layer_of(i)]);
+  }
+
+  // Whether a hyperparameter of a layer is not zero at some step.
+  bool has_learning_rate(Index layer) const {
+    return any_at(tables.learning_rate_table, learning_rate, layer);
+  }
+  bool has_weight_decay(Index layer) const {
+    return any_at(tables.weight_decay_table, weight_decay, layer);
+  }
+  bool has_momentum(Index layer) const { return any_at(tables.momentum_table, momentum, layer); }
   bool any_momentum() const {
-    for (const double m : momentum) {
-      if (m != 0.0) return true;
+    for (std::size_t l = 0; l < momentum.size(); ++l) {
+      if (has_momentum(static_cast<Index>(l))) return true;
+    }
+    return false;
+  }
+
+ private:
+  static double value_at(const MatrixRef<const double>& table, const std::vector<double>& constant,
+                         Index step, Index layer) {
+    if (table.absent() || table.rows == 0) return constant[static_cast<std::size_t>(layer)];
+    return table.row(step)[table.cols == 1 ? 0 : layer];
+  }
+  static bool any_at(const MatrixRef<const double>& table, const std::vector<double>& constant,
+                     Index layer) {
+    if (table.absent()) return constant[static_cast<std::size_t>(layer)] != 0.0;
+    for (Index t = 0; t < table.rows; ++t) {
+      if (table.row(t)[table.cols == 1 ? 0 : layer] != 0.0) return true;
     }
     return false;
   }
@@ -182,6 +285,7 @@ Index n_losses(const Schedule& schedule);
 Index n_multiples(const Schedule& schedule, Index every);
 
 // Sets the counts to zero. Throws ShapeError where an array is too small for the run.
+// Throws ShapeError as well where a table of rates does not have one row for each step.
 Progress start_progress(const ProgressArrays& arrays, const Schedule& schedule, const Rates& rates);
 
 // Networks up to this width are computed in registers and the first-level cache, with compensated
@@ -194,6 +298,10 @@ class Stepper {
   virtual ~Stepper() = default;
   // Computes the loss at the current weights, and prepares `update`.
   virtual double evaluate() = 0;
+  // Whether hyperparameters change from step to step. Then `set_step` precedes each update.
+  virtual bool is_scheduled() const { return false; }
+  // Sets the hyperparameters of the next update, that of step `step`.
+  virtual void set_step(Index /*step*/) {}
   // Updates the weights by one step, from the state of the last `evaluate`.
   virtual void update() = 0;
   virtual Index n_layers() const = 0;

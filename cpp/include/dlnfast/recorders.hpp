@@ -92,7 +92,7 @@ class DenseRecorder final : public Recorder, private UpdateListener<T> {
   void check_records(const Schedule& schedule) const;
   void start(Index record_every);
   void track(std::size_t layer, Index record);
-  void bound_drift(double loss);
+  void bound_drift(Index step, double loss);
 
   DenseDescent<T>& stepper_;
   DenseRecords<T> records_;

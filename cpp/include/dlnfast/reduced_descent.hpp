@@ -30,14 +30,16 @@ class ReducedDescent final : public Stepper {
  public:
   // `cores` holds C_1(0) .. C_L(0), C_l of shape a_l x a_{l-1}; the stepper overwrites it. Widths
   // up to 32 use kernels of fixed size, padded with zeros, which gradient descent preserves
-  // exactly. `scalars` (3 x n, or absent) holds the state of the scalars of all families: rows for
-  // rho, velocity and compensation (Kahan). `store` writes the cores and these scalars.
+  // exactly. `scalars` (3 x n, 4 x n for shampoo, or absent) holds the state of the scalars of all
+  // families: rows for rho, velocity, compensation (Kahan) and the factor of shampoo. `store` writes the cores and these scalars.
   ReducedDescent(std::vector<MatrixRef<T>> cores, const Objective<T>& objective,
                  std::vector<Family> families, const Rates& rates, const Context& context,
                  const OptimizerState<T>& state = {}, MatrixRef<double> scalars = {});
   ~ReducedDescent() override;
 
   double evaluate() override;
+  bool is_scheduled() const override;
+  void set_step(Index step) override;
   void update() override;
   Index n_layers() const override;
   double largest_entry(Index layer) const override;  // of the core, or a scalar

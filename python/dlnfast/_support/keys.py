@@ -15,8 +15,10 @@ __all__ = [
     "is_integer",
     "is_list_of",
     "is_number",
+    "named_table",
     "number",
     "per_layer",
+    "rate",
     "string",
 ]
 
@@ -76,6 +78,23 @@ def per_layer(default: float | None = None, *, required: bool = False, auto: boo
     many = is_list_of(is_number)
     wanted = "a number, or a list with one per layer" + (', or "auto"' if auto else "")
     return Key(lambda v: is_number(v) or many(v) or (auto and v == "auto"), wanted, default, required)
+
+
+def rate(*, auto: bool = False) -> Key:
+    """Return the key of a number, one for each layer, or the table of a schedule."""
+    constant = per_layer(auto=auto)
+    return Key(
+        lambda v: constant.accepts(v) or (isinstance(v, dict) and "schedule" in v),
+        f'{constant.wanted}, or a table such as {{schedule = "cosine", peak = 0.1, steps = 100}}',
+    )
+
+
+def named_table() -> Key:
+    """Return the key of a name, or of a table with a name and settings."""
+    return Key(
+        lambda v: isinstance(v, str) or (isinstance(v, dict) and isinstance(v.get("name"), str)),
+        'a name, or a table such as {name = "muon", momentum = 0.9}',
+    )
 
 
 def string(default: str | None = None, *, required: bool = False) -> Key:

@@ -26,6 +26,7 @@ from .._trajectory.reduced import ReducedStates
 from .._trajectory.states import COMPLETE, States
 from .._trajectory.trajectory import Trajectory
 from .._weights.implicit import ImplicitWeights
+from ..optimizers import Optimizer, Shampoo
 from .options import Options
 from .rates import divergence_text
 from .request import Request
@@ -150,6 +151,12 @@ class OptimizerState:
         self.velocity = [np.zeros_like(w) for w in weights] if has_momentum else []
         self.compensation = [np.zeros_like(w) for w in weights] if has_compensation else []
         self.power_vectors = [np.zeros(w.shape[1], dtype=w.dtype) for w in weights] if is_adaptive else []
+        self.left_factors: list[npt.NDArray[np.float64]] = []
+        self.right_factors: list[npt.NDArray[np.float64]] = []
+        if is_saved and isinstance(request.optimizer, Shampoo):
+            epsilon = request.optimizer.epsilon
+            self.left_factors = [epsilon * np.eye(w.shape[0]) for w in weights]
+            self.right_factors = [epsilon * np.eye(w.shape[1]) for w in weights]
         self.is_resumed = False
 
     def arguments(self) -> types.OptimizerState:
@@ -158,6 +165,8 @@ class OptimizerState:
             "velocity": self.velocity,
             "compensation": self.compensation,
             "power_vectors": self.power_vectors,
+            "left_factors": self.left_factors,
+            "right_factors": self.right_factors,
         }
 
     def velocity_norms(self) -> list[float]:
@@ -168,7 +177,9 @@ class OptimizerState:
 
     def arrays(self) -> dict[str, FloatArray]:
         # Names in the state files since version 0.1.0.
+        lists: dict[str, Sequence[FloatArray]]
         lists = {"velocity": self.velocity, "carry": self.compensation, "search": self.power_vectors}
+        lists |= {"left_factor": self.left_factors, "right_factor": self.right_factors}
         return {f"{name}_{i}": array for name, each in lists.items() for i, array in enumerate(each)}
 
 
@@ -199,9 +210,12 @@ class ReducedJob(CoreJob):
         self.core_records = [allocate_records((request.n_records, *c.shape), c.dtype) for c in self.cores]
         n_scalars = sum(len(family.rho) for family in space.families)
         self.optimizer = OptimizerState(request, self.cores)
-        #: rho, velocities and compensation of all families.
-        self.scalars = np.zeros((3, n_scalars))
+        #: rho, velocities and compensation of all families, and their factors of Shampoo.
+        rule = request.optimizer
+        self.scalars = np.zeros((4 if isinstance(rule, Shampoo) else 3, n_scalars))
         self.scalars[0] = [rho for family in space.families for rho in family.rho]
+        if isinstance(rule, Shampoo):
+            self.scalars[3] = rule.epsilon
         self.rho_records = allocate_records((request.n_records, n_scalars), np.dtype(np.float64))
 
     def space_arrays(self) -> dict[str, FloatArray]:
@@ -367,11 +381,15 @@ def core_arguments(
     request: Request, outputs: Outputs, bar: ProgressBar, on_flush: Callable[[int], None] | None = None
 ) -> types.Run:
     """Return the arguments that all engines have in common."""
-    adaptive = request.adaptive
+    adaptive, rule = request.adaptive, request.optimizer
     return {
         "learning_rate": request.learning_rate.tolist(),
         "weight_decay": request.weight_decay.tolist(),
         "momentum": request.momentum.tolist(),
+        "learning_rate_table": request.tables.learning_rate,
+        "weight_decay_table": request.tables.weight_decay,
+        "momentum_table": request.tables.momentum,
+        "optimizer": None if rule is None else _core_rule(rule, request),
         "steps": request.steps,
         "record_every": request.record_every,
         "tolerance": -1.0 if request.tolerance is None else request.tolerance,
@@ -390,6 +408,10 @@ def core_arguments(
         "first": outputs.begin,
         "flush_every": request.flush_every,
     }
+
+
+def _core_rule(rule: Optimizer, request: Request) -> types.Optimizer | None:
+    return cast("types.Optimizer | None", rule.core_arguments(request.widths, request.dtype))
 
 
 def refuse_unread_options(job: Job, options: Options) -> None:

@@ -15,28 +15,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple, Required, TypedDict, TypeVar
 
+import numpy as np
+
 from .._support import keys
-from .._support.arrays import check_choice, check_count, check_flag, check_scale, per_layer
-from .._support.errors import AssumptionError
+from .._support.arrays import check_choice, check_count, check_flag, check_scale
 from .._support.keys import Key
 from .._support.moved import check_keywords
+from .._support.schedule import PerLayer, Schedule, read_rate
 from .._support.threads import MAX_THREADS
+from ..optimizers import Optimizer, optimizer_from
 from .registry import ENGINES, check_engine_name, is_engine_name
 
-__all__ = ["Adaptive", "Callback", "Options", "PerLayer", "Record", "TrainOptions"]
+__all__ = ["Adaptive", "Callback", "Options", "PerLayer", "Rate", "Record", "TrainOptions"]
 
 Callback = Callable[[int, float], bool | None]
-PerLayer = float | Sequence[float]
+Rate = PerLayer | Schedule
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: Number of singular values that asks the core for all of them.
 ALL_VALUES: Final = 2**62
-#: Optimizers whose update acts on each entry by itself.
-_ENTRYWISE: Final = (
-    "adam", "adamw", "adamax", "nadam", "radam", "adagrad", "adadelta", "rmsprop", "rprop", "lion", "signsgd",
-)  # fmt: skip
-#: Optimizers whose update is made of gradients by sums, products and functions of singular values.
-_KEEPS_SUBSPACES: Final = ("muon", "shampoo", "nesterov")
 
 # Files of version 0.1.0 hold these keys for every run. All later options are written only where they differ
 # from their default, so that an unchanged run keeps its settings, its hash and its folder.
@@ -202,21 +199,23 @@ class Options:
 
     Parameters
     ----------
-    learning_rate : float or sequence of float, "auto", "adaptive" or Adaptive
-        Learning rate ``eta``, for all layers or one per layer. "auto" takes `theory.default_learning_rate`
-        for these weights; weight decay adds lambda to the sharpness, and momentum multiplies the rate by
-        1 - mu. ``run.config`` shows the value. "adaptive" measures the stability threshold at every step, on
-        the dense engine: see `Adaptive`; ``run.rates`` keeps it.
+    learning_rate : float or sequence of float, Schedule, "auto", "adaptive" or Adaptive
+        Learning rate ``eta``, for all layers or one per layer; a `Schedule` has a rate for every step. "auto"
+        takes `theory.default_learning_rate` for these weights; weight decay adds lambda to the sharpness, and
+        momentum multiplies the rate by 1 - mu. ``run.config`` shows the value. "adaptive" measures the
+        stability threshold at every step, on the dense engine: see `Adaptive`; ``run.rates`` keeps it.
     steps : int
         Number of updates, 0 or more.
-    weight_decay : float or sequence of float
+    weight_decay : float, sequence of float or Schedule
         Weight decay ``lambda``, for all layers or one per layer.
-    momentum : float or sequence of float
-        Heavy-ball momentum ``mu``, 0 <= mu < 1, for all layers or one per layer.
-    optimizer : {"gd"}
-        Update rule: gradient descent, with or without momentum. Others are refused with the reason:
-        entry-by-entry rules such as Adam do not keep the invariant subspaces; Muon, Shampoo and Nesterov do,
-        but no engine runs them yet.
+    momentum : float, sequence of float or Schedule
+        Heavy-ball momentum ``mu``, 0 <= mu < 1, for all layers or one per layer. For another rule given by
+        its name it replaces the momentum of its settings.
+    optimizer : {"gd", "nesterov", "muon", "spectral-sign", "shampoo", "adam", "adamw"} or Optimizer
+        Update rule, by its name or as settings of `dlnfast.optimizers`. Gradient descent ("gd"), Nesterov's
+        gradient, Muon, its exact form "spectral-sign" and Shampoo keep the invariant subspaces: the reduced
+        and the dense engine run them. "adam" and "adamw" act on each entry by itself and do not keep them:
+        they need ``engine="torch"``.
     engine : {"auto", "reduced", "dense", "torch", "torch:DEVICE"}
         Program that takes the steps, with the device of the torch engine after a colon. "reduced" trains the
         invariant subspaces only, exactly, at a cost independent of the width; "dense" trains whole matrices.
@@ -233,11 +232,11 @@ class Options:
         the cores; with the torch engine as many as PyTorch is set to. A positive number is taken literally.
     """
 
-    learning_rate: PerLayer | str | Adaptive = field(metadata=_key(keys.per_layer(auto=True)))
+    learning_rate: Rate | str | Adaptive = field(metadata=_key(keys.rate(auto=True)))
     steps: int = field(metadata=_key(keys.integer()))
-    weight_decay: PerLayer = field(default=0.0, metadata=_key(keys.per_layer()))
-    momentum: PerLayer = field(default=0.0, metadata=_key(keys.per_layer()))
-    optimizer: str = field(default="gd", metadata=_key(keys.string()))
+    weight_decay: Rate = field(default=0.0, metadata=_key(keys.rate()))
+    momentum: Rate = field(default=0.0, metadata=_key(keys.rate()))
+    optimizer: str | Optimizer = field(default="gd", metadata=_key(keys.named_table()))
     engine: str = field(
         default="auto",
         metadata=_key(Key(is_engine_name, "one of " + ", ".join(f'"{name}"' for name in ENGINES))),
@@ -271,33 +270,66 @@ class Options:
         TypeError, ValueError
             For a value that is not allowed; the message names it.
         AssumptionError
-            For an optimizer that acts entry by entry.
+            For an optimizer that acts entry by entry, on an engine other than "torch".
         """
-        _check_optimizer(self.optimizer)
         check_engine_name(self.engine)
         if not isinstance(self.record, Record):
             raise TypeError(f"record is {type(self.record).__name__}; wanted a dlnfast.Record")
-        per_layer(self.momentum, "momentum (mu)", n_layers, below=1.0)
-        per_layer(self.weight_decay, "weight_decay (lambda)", n_layers)
         steps = check_count(self.steps, "steps", minimum=0)
+        optimizer, momentum = self._checked_optimizer(n_layers, steps)
         record = self.record.checked(steps)
-        self._check_learning_rate(n_layers)
         return replace(
             self,
+            learning_rate=self._checked_learning_rate(n_layers, steps),
+            weight_decay=_checked_rate(self.weight_decay, "weight_decay (lambda)", n_layers, steps),
+            momentum=momentum,
+            optimizer=optimizer,
             steps=steps,
             record=record,
             tolerance=None if self.tolerance is None else check_scale(self.tolerance, "tolerance"),
             n_threads=check_count(self.n_threads, "n_threads", minimum=0, maximum=MAX_THREADS),
         )
 
-    def _check_learning_rate(self, n_layers: int | None) -> None:
+    def _checked_learning_rate(self, n_layers: int | None, steps: int) -> Rate | str | Adaptive:
         rate = self.learning_rate
         if isinstance(rate, Adaptive):
             check_scale(rate.safety, "safety", strict=True)
-        elif not isinstance(rate, str):
-            per_layer(rate, "learning_rate (eta)", n_layers)
-        elif rate not in ("auto", "adaptive"):
-            raise TypeError(f'learning_rate (eta) is {rate!r}; wanted numbers, "auto" or "adaptive"')
+            return rate
+        if not isinstance(rate, str):
+            return _checked_rate(rate, "learning_rate (eta)", n_layers, steps)
+        if rate not in ("auto", "adaptive"):
+            raise TypeError(
+                f'learning_rate (eta) is {rate!r}; wanted numbers, a dlnfast.Schedule, "auto" or "adaptive"'
+            )
+        return rate
+
+    def _checked_optimizer(self, n_layers: int | None, steps: int) -> tuple[str | Optimizer, Rate]:
+        """Return the rule, "gd" for gradient descent, and the momentum that counts."""
+        momentum = _checked_rate(self.momentum, "momentum (mu)", n_layers, steps, below=1.0)
+        rule = optimizer_from(self.optimizer)
+        if rule.name == "gd":
+            return "gd", momentum
+        if rule.is_entrywise and self.engine.partition(":")[0] != "torch":
+            rule.core_arguments((), np.dtype(np.float64))  # raises with the reason
+        if self.adaptive is not None:
+            raise ValueError(
+                f"learning_rate is adaptive and optimizer is {rule.name!r}; wanted numbers or a Schedule: "
+                'the stability threshold holds for "gd" only'
+            )
+        own = rule.own_momentum()
+        is_set = isinstance(momentum, Schedule) or bool(np.any(momentum))
+        if own is None:
+            if is_set:
+                raise ValueError(f"momentum is set, but optimizer {rule.name!r} has none; wanted 0")
+            return rule, 0.0
+        if not is_set:
+            momentum = _checked_rate(own, "momentum (mu)", n_layers, steps, below=1.0)
+        elif isinstance(self.optimizer, Optimizer) and momentum != own:
+            raise ValueError(
+                f"momentum is {momentum!r}, but the settings {self.optimizer!r} have a momentum of their "
+                "own; wanted only one of them"
+            )
+        return replace(rule, momentum=momentum), momentum  # type: ignore[call-arg]
 
     # ------------------------------------------------------------------------------- flat representation
 
@@ -354,14 +386,14 @@ class Options:
         recorded: dict[str, Any] = {}
         for each in _FLAT:
             if each.key in flat:
-                value = flat[each.key]
+                value = _from_table(each.key, flat[each.key])
                 of = recorded if each.owner is Record else own
                 of[each.name] = None if each.key == "singular_values" and value == "none" else value
         return cls(**own, record=Record(**recorded))
 
     def to_flat(self) -> dict[str, Any]:
         """Return the value of every key of `spec_keys`."""
-        return {each.key: self._value(each) for each in _FLAT}
+        return {each.key: _to_table(self._value(each)) for each in _FLAT}
 
     def added(self) -> set[str]:
         """Return the keys of options added after version 0.1.0 that differ from their default."""
@@ -370,7 +402,7 @@ class Options:
     def stored(self) -> dict[str, Any]:
         """Return the scalars that a run folder holds, without rates and engine, which `Request` adds."""
         return {
-            each.key: self._value(each)
+            each.key: _to_table(self._value(each))
             for each in _FLAT
             if each.key in _FOLDER_KEYS or (each.key not in _DECIDED and self._value(each) != each.default)
         }
@@ -382,11 +414,11 @@ class Options:
 class TrainOptions(TypedDict, total=False):
     """The fields of `Options` as keyword arguments, for type checkers."""
 
-    learning_rate: Required[PerLayer | str | Adaptive]
+    learning_rate: Required[Rate | str | Adaptive]
     steps: Required[int]
-    weight_decay: PerLayer
-    momentum: PerLayer
-    optimizer: str
+    weight_decay: Rate
+    momentum: Rate
+    optimizer: str | Optimizer
     engine: str
     record: Record
     tolerance: float | None
@@ -417,6 +449,18 @@ _FLAT: Final = tuple(
 _ADDED: Final = tuple(each for each in _FLAT if each.key not in _SPEC_KEYS)
 #: Options whose values depend on the weights; `Request.settings` writes them.
 _DECIDED: Final = ("learning_rate", "weight_decay", "momentum", "engine")
+
+
+def _from_table(key: str, value: Any) -> Any:
+    """Return the schedule or the update rule of a table; other values as they are."""
+    if not isinstance(value, Mapping):
+        return value
+    return optimizer_from(value) if key == "optimizer" else Schedule.from_dict(value)
+
+
+def _to_table(value: Any) -> Any:
+    """Return the table of a schedule or an update rule; other values as they are."""
+    return value.to_dict() if isinstance(value, (Schedule, Optimizer)) else value
 
 
 def spec_keys() -> dict[str, Key]:
@@ -455,23 +499,14 @@ def _check_singular_values(number: str | int | None) -> str | int | None:
     return min(count, ALL_VALUES) or None
 
 
-def _check_optimizer(optimizer: str) -> None:
-    """Raise, with the reason, for all but gradient descent."""
-    if isinstance(optimizer, str) and optimizer == "gd":
-        return
-    if isinstance(optimizer, str) and optimizer.lower() in _ENTRYWISE:
-        raise AssumptionError(
-            f"optimizer is {optimizer!r}: rates that differ from entry to entry destroy the invariant "
-            "subspaces (the weights end up 50-70 % away from any reduced run), so neither engine offers it; "
-            'wanted "gd", with momentum=... for heavy ball'
-        )
-    if isinstance(optimizer, str) and optimizer.lower() in _KEEPS_SUBSPACES:
-        raise ValueError(
-            f"optimizer is {optimizer!r}, which no engine runs yet. It keeps the invariant subspaces, as "
-            "does every update made of gradients by sums, products, transposes and functions of singular "
-            'values; wanted "gd", with momentum=... for heavy ball'
-        )
-    raise ValueError(f'optimizer is {optimizer!r}; wanted "gd" (with momentum=... for heavy ball)')
+def _checked_rate(
+    rate: Rate, name: str, n_layers: int | None, steps: int, *, below: float | None = None
+) -> Rate:
+    """Return a rate after its checks; the function of a schedule is called here, once for each step."""
+    if isinstance(rate, Schedule):
+        rate = rate.resolve(steps)
+    read_rate(rate, name, n_layers, steps=steps, below=below)
+    return rate
 
 
 # ------------------------------------------------------------------------------------------ documentation

@@ -16,13 +16,14 @@ from .._problem.low_rank import LowRank
 from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._support.arrays import check_scale, per_layer, scale_of, widths_of
+from .._support.schedule import Schedule, read_rate
 from .._weights.checks import require_arrays
 from .._weights.implicit import ImplicitWeights
 from ..theory import default_learning_rate, minimum_sharpness, stability_threshold
 from .curvature import constant_rate, layer_curvatures
 from .curvature import minimum_sharpness as minimum_sharpness_of_observed
-from .options import Adaptive, Options, PerLayer
-from .request import AdaptiveRequest, Request, Weights
+from .options import Adaptive, Options, PerLayer, Rate
+from .request import AdaptiveRequest, RateTables, Request, Weights
 
 ADAPTIVE_RATE: Final = 'learning_rate is adaptive, which is for the dense engine; wanted numbers or "auto"'
 #: Smaller side up to which a target is decomposed for a message alone.
@@ -48,7 +49,7 @@ def learning_rates(
     """Return the constant learning rates of the layers: the numbers of the options, or those of "auto"."""
     n_layers = len(weights)
     if not isinstance(learning_rate, str):
-        return per_layer(learning_rate, "learning_rate (eta)", n_layers)
+        return read_rate(learning_rate, "learning_rate (eta)", n_layers)
     if isinstance(problem, Observations):
         return automatic_rates(problem, weights, np.ones(n_layers), weight_decay, momentum)
     scales = weights.scales if isinstance(weights, ImplicitWeights) else [scale_of(w) for w in weights]
@@ -174,11 +175,18 @@ def make_request(options: Options, problem: Problem | Observations, weights: Wei
         For an adaptive rate with lazily sampled weights.
     """
     n_layers = len(weights)
-    weight_decay = per_layer(options.weight_decay, "weight_decay (lambda)", n_layers)
-    momentum = per_layer(options.momentum, "momentum (mu)", n_layers, below=1.0)
-    adaptive = None
+    steps = options.steps
+    weight_decay, decay_table = _read_rates(options.weight_decay, "weight_decay (lambda)", n_layers, steps)
+    momentum, momentum_table = _read_rates(options.momentum, "momentum (mu)", n_layers, steps, below=1.0)
+    adaptive = rate_table = None
     if options.adaptive is not None:
+        if decay_table is not None or momentum_table is not None:
+            raise ValueError(
+                "learning_rate is adaptive, and weight_decay or momentum is a Schedule; wanted constant ones"
+            )
         rates, adaptive = adaptive_rates(options.adaptive, problem, weights)
+    elif isinstance(options.learning_rate, Schedule):
+        rates, rate_table = _read_rates(options.learning_rate, "learning_rate (eta)", n_layers, steps)
     else:
         assert not isinstance(options.learning_rate, Adaptive)
         rates = learning_rates(options.learning_rate, problem, weights, weight_decay, momentum)
@@ -193,12 +201,24 @@ def make_request(options: Options, problem: Problem | Observations, weights: Wei
         weight_decay=weight_decay,
         momentum=momentum,
         callback=options.record.callback,
+        tables=RateTables(rate_table, decay_table, momentum_table),
     )
+
+
+def _read_rates(
+    rate: Rate, name: str, n_layers: int, steps: int, *, below: float | None = None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None]:
+    """Return the rates of the layers, the largest ones of a schedule, and the table of a schedule."""
+    rates = read_rate(rate, name, n_layers, steps=steps, below=below)
+    if not isinstance(rate, Schedule):
+        return rates, None
+    largest = rates.max(axis=0, initial=0.0)
+    return np.broadcast_to(largest, n_layers).copy(), np.ascontiguousarray(rates)
 
 
 def with_caution(certificate: Certificate, request: Request) -> Certificate:
     """Return the certificate with a warning in its reason, if the minimum is unstable at these rates."""
-    if request.steps < 2 or request.adaptive is not None:
+    if request.steps < 2 or request.adaptive is not None or request.optimizer is not None:
         return certificate
     caution = rate_caution(
         request.problem,

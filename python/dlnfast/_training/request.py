@@ -12,7 +12,9 @@ import numpy.typing as npt
 from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, scale_of
+from .._support.schedule import Schedule
 from .._weights.implicit import ImplicitWeights
+from ..optimizers import Optimizer
 from .options import Callback, Options
 from .stopping import Plateau
 
@@ -27,6 +29,15 @@ class AdaptiveRequest:
     safety: float
     curvature: list[float]
     error_scale: float
+
+
+@dataclass(frozen=True)
+class RateTables:
+    """The rates of every step, (steps, 1) or (steps, L); None for constant ones."""
+
+    learning_rate: npt.NDArray[np.float64] | None = None
+    weight_decay: npt.NDArray[np.float64] | None = None
+    momentum: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,10 +56,13 @@ class Request:
     dtype : dtype
         Precision of the weights.
     learning_rate : ndarray, shape (L,)
-        Learning rates of the layers; for an adaptive rate their ratios.
+        Learning rates of the layers; for an adaptive rate their ratios, for a schedule the largest ones.
     adaptive : AdaptiveRequest or None
         Constants of an adaptive rate.
     weight_decay, momentum : ndarray, shape (L,)
+        For a schedule the largest ones.
+    tables : RateTables
+        The rates of every step.
     callback : callable or None
         Callback of the records, which a resumed run replaces.
     device : str or None
@@ -69,6 +83,7 @@ class Request:
     callback: Callback | None
     device: str | None = None
     flush_every: int = 0
+    tables: RateTables = RateTables()
 
     # ------------------------------------------------------------------------------------------ options
 
@@ -76,6 +91,12 @@ class Request:
     def steps(self) -> int:
         """Number of updates."""
         return self.options.steps
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """Update rule; None for gradient descent."""
+        rule = self.options.optimizer
+        return rule if isinstance(rule, Optimizer) else None
 
     @property
     def record_every(self) -> int:
@@ -143,6 +164,14 @@ class Request:
 
     # ------------------------------------------------------------------------------------- descriptions
 
+    def _rates(self) -> dict[str, Any]:
+        """Return the rates of the layers, or the definitions of their schedules."""
+        rates = {}
+        for name in ("learning_rate", "weight_decay", "momentum"):
+            rate = getattr(self.options, name)
+            rates[name] = rate.to_dict() if isinstance(rate, Schedule) else getattr(self, name).tolist()
+        return rates
+
     def settings(self, engine: str) -> dict[str, Any]:
         """Return the settings that make this request again, in values that JSON knows.
 
@@ -151,12 +180,12 @@ class Request:
         rule = self.adaptive
         return {
             **self.options.stored(),
-            "learning_rate": self.learning_rate.tolist(),
+            **self._rates(),
+            # Another rule has its momentum in its own settings.
+            **({} if self.optimizer is None else {"momentum": 0.0}),
             "adaptive": None
             if rule is None
             else {"safety": rule.safety, "ratios": self.learning_rate.tolist(), "curvature": rule.curvature},
-            "weight_decay": self.weight_decay.tolist(),
-            "momentum": self.momentum.tolist(),
             "engine": engine,
             "plateau": isinstance(self.callback, Plateau),
             **({} if self.device is None else {"device": self.device}),
@@ -170,12 +199,10 @@ class Request:
             "engine": engine,
             "outcome": outcome,
             "problem": self.problem.describe(),
-            "learning_rate": self.learning_rate.tolist(),
+            **self._rates(),
             "adaptive": None
             if self.adaptive is None
             else {"safety": self.adaptive.safety, "curvature": self.adaptive.curvature},
-            "weight_decay": self.weight_decay.tolist(),
-            "momentum": self.momentum.tolist(),
             "dtype": "float64" if self.dtype.itemsize == 8 else "float32",  # faster than dtype.name
             "widths": self.widths,
             **({} if self.device is None else {"device": self.device}),

@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: MIT
+r"""Update rules for `train`: one settings class for each.
+
+A rule that is made of gradients by sums, products and transposes, or by functions of their singular values,
+keeps the invariant subspaces: the reduced engine runs it exactly at any width. On a family of directions
+outside the active subspaces a gradient is g times an isometry, and a function of singular values acts on g
+alone. `GradientDescent`, `Nesterov`, `Muon`, `SpectralSign` and `Shampoo` are of this kind. `Adam` and
+`AdamW` change every entry by a rate of its own, which destroys the subspaces: they run on the torch engine.
+
+In the formulas G is the gradient of a layer, eta its learning rate and lambda its weight decay, both options
+of `train`, and V(0) = 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ._support.arrays import check_choice, check_count, check_flag, check_scale, per_layer
+from ._support.errors import AssumptionError
+from ._support.schedule import PerLayer, Schedule, read_rate
+
+__all__ = [
+    "Adam",
+    "AdamW",
+    "GradientDescent",
+    "Muon",
+    "Nesterov",
+    "Optimizer",
+    "Shampoo",
+    "SpectralSign",
+    "optimizer_from",
+]
+
+#: Optimizers of other libraries whose update acts on each entry by itself.
+_OTHER_ENTRYWISE: Final = (
+    "adamax", "nadam", "radam", "adagrad", "adadelta", "rmsprop", "rprop", "lion", "signsgd",
+)  # fmt: skip
+#: Coefficients of the iteration in PyTorch's Muon.
+_COEFFICIENTS: Final = (3.4445, -4.775, 2.0315)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Base class of the update rules."""
+
+    #: Name that selects the rule with its default settings.
+    name: ClassVar[str] = ""
+    #: Whether the rule acts on each entry by itself.
+    is_entrywise: ClassVar[bool] = False
+
+    def checked(self) -> Optimizer:
+        """Return the same settings, or raise for one out of its range.
+
+        Returns
+        -------
+        Optimizer
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a setting that is not allowed; the message names it.
+        """
+        return self
+
+    def own_momentum(self) -> PerLayer | Schedule | None:
+        """Return the momentum of the settings; None if the option ``momentum`` of `train` counts.
+
+        Returns
+        -------
+        float, sequence of float, Schedule or None
+        """
+        return getattr(self, "momentum", None)
+
+    def core_arguments(self, widths: Sequence[int], dtype: np.dtype[Any]) -> dict[str, Any] | None:
+        """Return the settings for the core; None for gradient descent.
+
+        Parameters
+        ----------
+        widths : sequence of int
+            d_0 .. d_L.
+        dtype : dtype
+            Precision of the weights.
+
+        Returns
+        -------
+        dict or None
+        """
+        raise AssumptionError(
+            f"optimizer is {self.name!r}: rates that differ from entry to entry destroy the invariant "
+            "subspaces (the weights end up 50-70 % away from any reduced run), so neither the reduced nor "
+            'the dense engine offers it; wanted engine="torch", or "gd", "nesterov", "muon", "spectral-sign" '
+            'or "shampoo"'
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return name and settings, in values that JSON and TOML know.
+
+        Returns
+        -------
+        dict
+        """
+        settings = asdict(self)
+        for name, value in settings.items():
+            if isinstance(value, Schedule):
+                settings[name] = value.to_dict()
+            elif isinstance(value, tuple):
+                settings[name] = list(value)
+        if settings.get("scale", "") is None:
+            settings["scale"] = "none"  # tables have no None, and a missing entry means the default
+        return {"name": self.name} | {key: value for key, value in settings.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class GradientDescent(Optimizer):
+    r"""Gradient descent, with heavy-ball momentum if the option ``momentum`` of `train` is set.
+
+    .. math:: V \leftarrow \mu V + G + \lambda W, \qquad W \leftarrow W - \eta V.
+    """
+
+    name = "gd"
+
+    def core_arguments(self, widths: Sequence[int], dtype: np.dtype[Any]) -> dict[str, Any] | None:
+        """Return None: gradient descent is the rule of the core without settings."""
+        del widths, dtype
+        return None
+
+
+@dataclass(frozen=True)
+class Nesterov(Optimizer):
+    r"""Nesterov's accelerated gradient, as ``torch.optim.SGD(nesterov=True)``.
+
+    .. math:: D = G + \lambda W, \qquad V \leftarrow \mu V + D, \qquad W \leftarrow W - \eta (D + \mu V).
+
+    Parameters
+    ----------
+    momentum : float, sequence of float or Schedule
+        mu, below 1, for all layers or one per layer.
+    """
+
+    momentum: PerLayer | Schedule = 0.9
+    name = "nesterov"
+
+    def checked(self) -> Optimizer:
+        """Return the same settings, or raise for one out of its range."""
+        read_rate(self.momentum, "momentum (mu)", below=1.0)
+        return self
+
+    def core_arguments(self, widths: Sequence[int], dtype: np.dtype[Any]) -> dict[str, Any] | None:
+        """Return the settings for the core."""
+        del widths, dtype
+        return _core_arguments("nesterov")
+
+
+@dataclass(frozen=True)
+class Muon(Optimizer):
+    r"""Momentum, orthogonalised by Newton-Schulz iteration or exactly, as ``torch.optim.Muon``.
+
+    .. math:: V \leftarrow \mu V + (1 - \mu) G, \qquad D = \mu V + (1 - \mu) G
+        \text{ (nesterov) or } V, \qquad W \leftarrow (1 - \eta \lambda) W - \eta q \, p(D).
+
+    The exact p(U S V^T) is U V^T over the singular values above the rank tolerance times the largest one: a
+    gradient that is zero on some directions moves nothing there. Newton-Schulz iteration divides by
+    the Frobenius norm and applies the polynomial a s + b s^3 + c s^5 to all singular values `steps` times; it
+    is in the precision of the weights (PyTorch uses bfloat16).
+
+    Parameters
+    ----------
+    momentum : float, sequence of float or Schedule
+        mu, below 1.
+    nesterov : bool
+        Whether to look ahead, as Nesterov's gradient.
+    method : {"newton-schulz", "polar"}
+        Iteration, or exact polar factor by a singular value decomposition.
+    steps : int
+        Number of iterations.
+    coefficients : tuple of three floats
+        a, b and c.
+    epsilon : float
+        Smallest norm to divide by.
+    scale : {"original", "match_rms_adamw", None}
+        Factor q: sqrt(max(1, m / n)) for a layer of m x n, 0.2 sqrt(max(m, n)), or 1.
+    rank_tolerance : float, optional
+        Singular values up to this multiple of the largest one count as zero in an exact polar factor. By
+        default the root of the unit roundoff, halfway between 1 and the rounding of a gradient: 1.5e-8 in
+        float64, 3.5e-4 in float32.
+
+    Notes
+    -----
+    Errors of the exact polar factor are the rounding error over the rank tolerance at most, 1.5e-8 in
+    float64, unless a singular value passes the tolerance: the rule is discontinuous there. The iteration
+    amplifies errors by at most 3.4445**steps, about 500. Cost: three products for
+    each iteration and layer.
+    """
+
+    momentum: PerLayer | Schedule = 0.95
+    nesterov: bool = True
+    method: str = "newton-schulz"
+    steps: int = 5
+    coefficients: tuple[float, float, float] = _COEFFICIENTS
+    epsilon: float = 1e-7
+    scale: str | None = "original"
+    rank_tolerance: float | None = None
+    name = "muon"
+
+    def checked(self) -> Optimizer:
+        """Return the same settings, or raise for one out of its range."""
+        read_rate(self.momentum, "momentum (mu)", below=1.0)
+        check_flag(self.nesterov, "nesterov")
+        check_choice(self.method, "method", ("newton-schulz", "polar"))
+        check_count(self.steps, "steps of the iteration", minimum=0)
+        if len(per_layer(self.coefficients, "coefficients", None, minimum=-math.inf)) != 3:
+            raise ValueError(f"coefficients is {self.coefficients!r}; wanted three numbers")
+        check_scale(self.epsilon, "epsilon", strict=True)
+        if self.scale is not None:
+            check_choice(self.scale, "scale", ("original", "match_rms_adamw"))
+        if self.rank_tolerance is not None:
+            check_scale(self.rank_tolerance, "rank_tolerance", below=1.0)
+        return self
+
+    def core_arguments(self, widths: Sequence[int], dtype: np.dtype[Any]) -> dict[str, Any] | None:
+        """Return the settings for the core."""
+        return _core_arguments(
+            "muon",
+            nesterov=self.nesterov,
+            method=self.method,
+            iterations=self.steps,
+            coefficients=list(self.coefficients),
+            epsilon=self.epsilon,
+            direction_scale=self.direction_scales(widths).tolist(),
+            rank_tolerance=self.tolerance_of_rank(dtype),
+        )
+
+    def tolerance_of_rank(self, dtype: np.dtype[Any]) -> float:
+        """Return the rank tolerance in a precision.
+
+        Parameters
+        ----------
+        dtype : dtype
+            Precision of the weights.
+
+        Returns
+        -------
+        float
+        """
+        return math.sqrt(np.finfo(dtype).eps) if self.rank_tolerance is None else float(self.rank_tolerance)
+
+    def direction_scales(self, widths: Sequence[int]) -> npt.NDArray[np.float64]:
+        """Return the factor q of every layer.
+
+        Parameters
+        ----------
+        widths : sequence of int
+            d_0 .. d_L.
+
+        Returns
+        -------
+        ndarray, shape (L,)
+        """
+        rows, cols = np.array(widths[1:], dtype=np.float64), np.array(widths[:-1], dtype=np.float64)
+        if self.scale is None:
+            return np.ones(len(rows))
+        if self.scale == "original":
+            return np.sqrt(np.maximum(1.0, rows / np.maximum(cols, 1.0)))
+        return 0.2 * np.sqrt(np.maximum(rows, cols))
+
+
+@dataclass(frozen=True)
+class SpectralSign(Optimizer):
+    r"""The polar factor of the gradient or of its moving average: steepest descent in the spectral norm.
+
+    .. math:: V \leftarrow \mu V + (1 - \mu) G, \qquad W \leftarrow (1 - \eta \lambda) W - \eta \, U V^T
+        \text{ of } V.
+
+    It is `Muon` with an exact polar factor, without look-ahead and without a factor of the sides.
+
+    Parameters
+    ----------
+    momentum : float, sequence of float or Schedule
+        mu, below 1.
+    rank_tolerance : float, optional
+        As for `Muon`.
+    """
+
+    momentum: PerLayer | Schedule = 0.0
+    rank_tolerance: float | None = None
+    name = "spectral-sign"
+
+    def checked(self) -> Optimizer:
+        """Return the same settings, or raise for one out of its range."""
+        read_rate(self.momentum, "momentum (mu)", below=1.0)
+        return self
+
+    def core_arguments(self, widths: Sequence[int], dtype: np.dtype[Any]) -> dict[str, Any] | None:
+        """Return the settings for the core."""
+        rule = Muon(nesterov=False, method="polar", scale=None, rank_tolerance=self.rank_tolerance)
+        return rule.core_arguments(widths, dtype)
+
+
+@dataclass(frozen=True)
+class Shampoo(Optimizer):
+    r"""Shampoo for matrices (Gupta, Koren, Singer, arXiv:1802.09568).
+
+    .. math:: P \leftarrow \beta P + G G^T, \qquad Q \leftarrow \beta Q + G^T G, \qquad
+        V \leftarrow \mu V + P^{-1/4} G Q^{-1/4}, \qquad W \leftarrow (1 - \eta \lambda) W - \eta V,
+
+    from P(0) = Q(0) = epsilon times the identity.
+
+    Parameters
+    ----------
+    epsilon : float
+        Start of both factors, above 0.
+    decay : float
+        beta: 1 sums all gradients, below 1 they are forgotten.
+    momentum : float, sequence of float or Schedule
+        mu, below 1.
+
+    Notes
+    -----
+    Cost: two eigendecompositions for each layer and step. Small eigenvalues of P make the rule sensitive to
+    rounding where G is nearly of deficient rank: errors of the direction are up to epsilon**(-1/2) times
+    those of G.
+    """
+
+    epsilon: float = 1e-4
+    decay: float = 1.0
+    momentum: PerLayer | Schedule = 0.0
+    name = "shampoo"
+
+    def checked(self) -> Optimizer:
+        """Return the same settings, or raise for one out of its range."""
+        check_scale(self.epsilon, "epsilon", strict=True)
+        check_scale(self.decay, "decay", at_most=1.0)
+        read_rate(self.momentum, "momentum (mu)", below=1.0)
+        return self
+
+    def core_arguments(self, widths: Sequence[int], dtype: np.dtype[Any]) -> dict[str, Any] | None:
+        """Return the settings for the core."""
+        del widths, dtype
+        return _core_arguments("shampoo", epsilon=self.epsilon, decay=self.decay)
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    r"""Adam, as ``torch.optim.Adam``, on the torch engine only.
+
+    Each entry has a learning rate of its own, so the invariant subspaces are not kept.
+
+    Parameters
+    ----------
+    betas : tuple of two floats
+        Averages of the gradient and of its square, below 1.
+    epsilon : float
+        Summand of the denominator.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    name = "adam"
+    is_entrywise = True
+
+    def checked(self) -> Optimizer:
+        """Return the same settings, or raise for one out of its range."""
+        if len(per_layer(self.betas, "betas", None, below=1.0)) != 2:
+            raise ValueError(f"betas is {self.betas!r}; wanted two numbers")
+        check_scale(self.epsilon, "epsilon")
+        return self
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay, as ``torch.optim.AdamW``, on the torch engine only.
+
+    Parameters
+    ----------
+    betas : tuple of two floats
+        Averages of the gradient and of its square, below 1.
+    epsilon : float
+        Summand of the denominator.
+    """
+
+    name = "adamw"
+
+
+_CLASSES: Final[dict[str, type[Optimizer]]] = {
+    each.name: each for each in (GradientDescent, Nesterov, Muon, SpectralSign, Shampoo, Adam, AdamW)
+}
+
+
+def optimizer_from(value: str | Optimizer | Mapping[str, Any]) -> Optimizer:
+    """Return the settings of a name, of a table with a name and settings, or the settings themselves.
+
+    Parameters
+    ----------
+    value : str, Optimizer or mapping
+        "gd", "nesterov", "muon", "spectral-sign", "shampoo", "adam" or "adamw"; an instance of a class of
+        this module; or ``{"name": .., setting: value}``.
+
+    Returns
+    -------
+    Optimizer
+
+    Raises
+    ------
+    AssumptionError
+        For another rule that acts entry by entry.
+    TypeError, ValueError
+        For an unknown name or setting.
+    """
+    if isinstance(value, Optimizer):
+        return value.checked()
+    settings: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"name": value}
+    name = settings.pop("name", None)
+    name = name.lower() if isinstance(name, str) else name
+    known = ", ".join(f'"{each}"' for each in _CLASSES)
+    if isinstance(name, str) and name in _OTHER_ENTRYWISE:
+        raise AssumptionError(
+            f"optimizer is {name!r}: rates that differ from entry to entry destroy the invariant subspaces "
+            f"(the weights end up 50-70 % away from any reduced run); wanted one of {known}, of which Adam "
+            "and AdamW run on the torch engine"
+        )
+    if not isinstance(name, str) or name not in _CLASSES:
+        raise ValueError(f"optimizer is {value!r}; wanted one of {known}, or settings of dlnfast.optimizers")
+    rule = _CLASSES[name]
+    allowed = [field.name for field in fields(rule)]
+    for key in settings:
+        if key not in allowed:
+            raise ValueError(
+                f"optimizer {name!r} has no setting {key!r}; it has {', '.join(allowed) or 'none'}"
+            )
+    if isinstance(settings.get("momentum"), Mapping):
+        settings["momentum"] = Schedule.from_dict(settings["momentum"])
+    if settings.get("scale") == "none":
+        settings["scale"] = None
+    for key in ("betas", "coefficients"):
+        if isinstance(settings.get(key), list):
+            settings[key] = tuple(settings[key])
+    return rule(**settings).checked()
+
+
+def _core_arguments(rule: str, **settings: Any) -> dict[str, Any]:
+    return {
+        "rule": rule,
+        "nesterov": False,
+        "method": "newton-schulz",
+        "iterations": 0,
+        "coefficients": list(_COEFFICIENTS),
+        "epsilon": 0.0,
+        "decay": 1.0,
+        "direction_scale": [],
+        "rank_tolerance": 0.0,
+    } | settings
