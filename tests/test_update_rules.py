@@ -13,6 +13,7 @@ from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast import reference
+from dlnfast._config import spec
 from dlnfast.optimizers import (
     Muon,
     Nesterov,
@@ -426,3 +427,60 @@ def test_bad_schedules_are_refused(make, message):
 @pytest.mark.parametrize("optimizer", [each for each, _ in RULES.values()] + [SpectralSign(0.5)])
 def test_optimizers_survive_a_dictionary(optimizer):
     assert optimizer_from(optimizer.to_dict()) == optimizer
+
+
+# Other functions that train.
+
+
+def test_batches_have_schedules_and_rules():
+    problem, weights = square(3)
+    rate = dln.Schedule.cosine(0.01, 30)
+    for options in ({"momentum": 0.5}, {"optimizer": Muon()}):
+        batch = dln.train_batch(problem, weights, learning_rate=[rate, 0.01, rate], steps=30, **options)
+        for run, eta in zip(batch, (rate, 0.01, rate), strict=True):
+            single = dln.train(problem, weights, learning_rate=eta, steps=30, engine="reduced", **options)
+            np.testing.assert_array_equal(run.loss, single.loss)
+
+
+def test_compressed_training_refuses_schedules_and_rules():
+    problem = dln.low_rank_completion(20, 2, 0.5)
+    weights = dln.orthogonal([20] * 4, scale=1e-2)
+    with pytest.raises(TypeError, match="learning_rate is a Schedule; train_compressed wants numbers"):
+        dln.train_compressed(problem, weights, rank=2, learning_rate=dln.Schedule([0.1]), steps=1)
+    with pytest.raises(ValueError, match="optimizer is 'muon'; train_compressed"):
+        dln.train_compressed(problem, weights, rank=2, learning_rate=0.1, steps=1, optimizer="muon")
+
+
+def test_specifications_have_schedules_and_rules(tmp_path):
+    path = tmp_path / "spec.toml"
+    path.write_text(
+        """
+        [problem]
+        kind = "low-rank-recovery"
+        dim = 12
+        rank = 2
+        [weights]
+        depth = 2
+        [train]
+        learning_rate = {schedule = "cosine", peak = 0.01, steps = 20, warmup = 3}
+        weight_decay = {schedule = "piecewise", values = {0 = 0.0, 10 = 0.1}}
+        optimizer = {name = "muon", method = "polar", momentum = 0.5}
+        steps = 20
+        """
+    )
+    chosen = spec.read_spec(path)
+    options = spec.train_options(chosen)
+    assert options.learning_rate == dln.Schedule.cosine(0.01, 20, warmup=3)
+    assert options.weight_decay == dln.Schedule.piecewise({0: 0.0, 10: 0.1})
+    assert options.optimizer == Muon(0.5, method="polar")
+    problem, _ = spec.make_problem(chosen)
+    run = dln.train(problem, spec.make_weights(chosen, problem), **options.keywords())
+    assert run.config["learning_rate"] == {
+        "schedule": "cosine",
+        "peak": 0.01,
+        "steps": 20,
+        "warmup": 3,
+        "final": 0.0,
+    }
+    assert run.config["optimizer"]["method"] == "polar"
+    assert dln.load(run.save(tmp_path / "run.npz")).config["optimizer"] == run.config["optimizer"]

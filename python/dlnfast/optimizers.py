@@ -298,8 +298,13 @@ class SpectralSign(Optimizer):
 
     def core_arguments(self, widths: Sequence[int], dtype: np.dtype[Any]) -> dict[str, Any] | None:
         """Return the settings for the core."""
-        rule = Muon(nesterov=False, method="polar", scale=None, rank_tolerance=self.rank_tolerance)
-        return rule.core_arguments(widths, dtype)
+        return self.as_muon().core_arguments(widths, dtype)
+
+    def as_muon(self) -> Muon:
+        """Return the same rule as settings of `Muon`."""
+        return Muon(
+            self.momentum, nesterov=False, method="polar", scale=None, rank_tolerance=self.rank_tolerance
+        )
 
 
 @dataclass(frozen=True)

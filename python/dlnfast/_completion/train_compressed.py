@@ -19,6 +19,7 @@ from .._problem.problem import Problem
 from .._support.arrays import FloatArray, check_choice, check_count, check_scale, scale_of
 from .._support.errors import AssumptionError
 from .._support.moved import refuse_keywords
+from .._support.schedule import Schedule
 from .._training.options import MOVED_OPTIONS, Adaptive, Record
 from .._training.rates import automatic_rates, rate_caution
 from .._training.stopping import Plateau
@@ -123,6 +124,15 @@ def compressed_weights(
     factors = _surrogate(problem, count)
     inner = [eps * np.eye(count) for _ in range(n_layers - 2)]
     return [np.ascontiguousarray(eps * factors.V.T), *inner, np.ascontiguousarray(eps * factors.U)]
+
+
+def _refuse_schedules(learning_rate: Any, options: dict[str, Any]) -> None:
+    """Raise for rates that change from step to step, and for other rules than gradient descent."""
+    for name, rate in {"learning_rate": learning_rate, **options}.items():
+        if isinstance(rate, Schedule):
+            raise TypeError(f"{name} is a Schedule; train_compressed wants numbers")
+    if options.get("optimizer", "gd") != "gd":
+        raise ValueError(f'optimizer is {options["optimizer"]!r}; train_compressed runs "gd" only')
 
 
 def _check_kind(problem: object) -> None:
@@ -259,6 +269,7 @@ def train_compressed(
     """
     start = time.perf_counter()
     _check_kind(problem)
+    _refuse_schedules(learning_rate, options)
     ratio = check_scale(outer, "outer (gamma)")
     turn = check_count(outer_every, "outer_every")
     if turn > 1 and ratio > 0 and isinstance(problem, Problem):

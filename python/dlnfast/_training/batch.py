@@ -21,12 +21,15 @@ from .._support.dispatch import core
 from .._support.errors import AssumptionError, ShapeError
 from .._support.files import Arrays
 from .._support.moved import refuse_keywords
+from .._support.progress import ProgressBar
+from .._support.schedule import Schedule
 from .._trajectory.problem_packing import pack_problem
 from .._trajectory.trajectory import Trajectory
 from .._weights.checks import check_initial
 from .._weights.implicit import ImplicitWeights
+from ..optimizers import Optimizer
 from .choice import choose_engine
-from .jobs import allocate_records, reduced_states
+from .jobs import Outputs, ReducedJob, allocate_records, core_arguments, make_trajectory, reduced_states
 from .options import MOVED_OPTIONS, Options, Record
 from .rates import ADAPTIVE_RATE, make_request, with_caution
 from .request import Request
@@ -34,7 +37,7 @@ from .resumable import Records, ResumableWork, run_resumable
 
 Layers = Sequence[npt.ArrayLike] | ImplicitWeights
 #: One value for all, one per run, or one per run and layer.
-PerRun = float | Sequence[float] | npt.NDArray[np.float64]
+PerRun = float | Schedule | Sequence[float | Schedule] | npt.NDArray[np.float64]
 
 #: Flops between two flushes of a batch.
 _GROUP_FLOPS: Final = 1e9
@@ -104,6 +107,7 @@ def train_batch(
     steps: int,
     weight_decay: PerRun = 0.0,
     momentum: PerRun = 0.0,
+    optimizer: str | Optimizer = "gd",
     record: Record | None = None,
     tolerance: float | None = None,
     n_threads: int = 0,
@@ -120,12 +124,14 @@ def train_batch(
         One for all runs, or one per run.
     weights : list of arrays, ImplicitWeights, or a sequence of such
         ``W_1(0), .., W_L(0)`` for all runs, or one list (or lazily sampled weights) per run.
-    learning_rate : float, sequence of float, array of shape (n_runs, L), or "auto"
-        ``eta``: for all runs, one per run, or one per run and layer; "auto" as in `train`.
+    learning_rate : float, Schedule, sequence of these, array of shape (n_runs, L), or "auto"
+        ``eta``: for all runs, one per run, or one per run and layer; "auto" and `Schedule` as in `train`.
     steps : int
         Number of updates of every run.
-    weight_decay, momentum : float, sequence of float, or array of shape (n_runs, L)
+    weight_decay, momentum : float, Schedule, sequence of these, or array of shape (n_runs, L)
         ``lambda`` and ``mu``, likewise.
+    optimizer : str or Optimizer
+        Update rule of all runs, as in `train`.
     record : Record, optional
         Steps of the records, and number of singular values in `Trajectory.singular_values`. By default the
         first and the last step, with all singular values. Its other options must have their defaults.
@@ -159,8 +165,9 @@ def train_batch(
 
     Cost: that of a closure in `train`, once for each pair of a problem and a network (about a
     millisecond at d = 30; runs that differ in their rates alone share one); then per step and run about
-    0.4 of a single run's time on one thread, where cores are at most 8 wide. Memory: steps + 1 losses, and
-    the cores at the records, of every run.
+    0.4 of a single run's time on one thread, where cores are at most 8 wide; runs with a `Schedule` or
+    another rule than gradient descent take the time of single runs, one after the other. Memory: steps + 1
+    losses, and the cores at the records, of every run.
 
     Examples
     --------
@@ -178,6 +185,7 @@ def train_batch(
         learning_rate,
         weight_decay,
         momentum,
+        optimizer=optimizer,
         steps=steps,
         record=_check_record(record, steps),
         tolerance=tolerance,
@@ -480,6 +488,8 @@ def _axes(value: Any) -> int:
 
 def descend_together(plans: list[Plan]) -> list[End]:
     """Run plans of equal shape and schedule in one call of the core."""
+    if any(plan.request.is_scheduled or plan.request.optimizer is not None for plan in plans):
+        return [_descend_alone(plan) for plan in plans]
     begin = time.perf_counter()
     results = _descend(plans)
     seconds = (time.perf_counter() - begin) / len(plans)
@@ -487,6 +497,18 @@ def descend_together(plans: list[Plan]) -> list[End]:
         End(r.outcome, r.step, r.layer, _trajectory(plan, r, seconds) if len(r.loss) else None)
         for plan, r in zip(plans, results, strict=True)
     ]
+
+
+def _descend_alone(plan: Plan) -> End:
+    """Run one plan as `train` does, with the rates of every step and any update rule."""
+    begin = time.perf_counter()
+    job, outputs = ReducedJob(plan.request, plan.space), Outputs(plan.request)
+    outcome, step, layer = job.run(core_arguments(plan.request, outputs, ProgressBar(0, False)))
+    if outputs.n_records == 0:
+        return End(outcome, step, layer, None)
+    seconds = time.perf_counter() - begin
+    run = make_trajectory(job, plan.request, plan.certificate, outputs, outcome, seconds)
+    return End(outcome, step, layer, run)
 
 
 def _descend(plans: list[Plan]) -> list[_Result]:

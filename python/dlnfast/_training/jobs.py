@@ -411,6 +411,8 @@ def core_arguments(
 
 
 def _core_rule(rule: Optimizer, request: Request) -> types.Optimizer | None:
+    if rule.is_entrywise:  # of the torch engine, which reads the settings themselves
+        return None
     return cast("types.Optimizer | None", rule.core_arguments(request.widths, request.dtype))
 
 

@@ -290,6 +290,23 @@ class Options:
             n_threads=check_count(self.n_threads, "n_threads", minimum=0, maximum=MAX_THREADS),
         )
 
+    def refuse_schedules(self, function: str) -> None:
+        """Raise where a rate is a `Schedule`, for a function with constant rates only.
+
+        Parameters
+        ----------
+        function : str
+            Name for the message.
+
+        Raises
+        ------
+        TypeError
+            For a schedule.
+        """
+        for name in ("learning_rate", "weight_decay", "momentum"):
+            if isinstance(getattr(self, name), Schedule):
+                raise TypeError(f"{name} is a Schedule; {function} wants numbers")
+
     def _checked_learning_rate(self, n_layers: int | None, steps: int) -> Rate | str | Adaptive:
         rate = self.learning_rate
         if isinstance(rate, Adaptive):

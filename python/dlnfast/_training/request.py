@@ -99,6 +99,23 @@ class Request:
         return rule if isinstance(rule, Optimizer) else None
 
     @property
+    def is_scheduled(self) -> bool:
+        """Whether a rate changes from step to step."""
+        return any(
+            t is not None for t in (self.tables.learning_rate, self.tables.weight_decay, self.tables.momentum)
+        )
+
+    def rates_at(self, step: int, layer: int) -> tuple[float, float, float]:
+        """Return learning rate, weight decay and momentum of a layer, counted from 0, at a step."""
+        tables = (self.tables.learning_rate, self.tables.weight_decay, self.tables.momentum)
+        constant = (self.learning_rate, self.weight_decay, self.momentum)
+        rate, decay, momentum = (
+            float(every[layer] if table is None else table[step, layer if table.shape[1] > 1 else 0])
+            for table, every in zip(tables, constant, strict=True)
+        )
+        return rate, decay, momentum
+
+    @property
     def record_every(self) -> int:
         """Number of steps between two records."""
         return self.options.record.every

@@ -24,21 +24,35 @@ class UpdateRule:
         Learning rate, weight decay and momentum.
     dtype : dtype
         Precision of the weight.
+    is_scheduled : bool
+        Whether `set_rates` changes the rates from step to step; `rates` are then the largest ones.
     """
 
-    def __init__(self, loss_scale: float, rates: tuple[float, float, float], dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self,
+        loss_scale: float,
+        rates: tuple[float, float, float],
+        dtype: np.dtype[Any],
+        *,
+        is_scheduled: bool = False,
+    ) -> None:
         self.scale = loss_scale
-        self.rate, self.decay, self.momentum = rates
+        self.set_rates(*rates)
         self.is_trained = self.rate != 0.0
         self.has_momentum = self.is_trained and self.momentum != 0.0
         # As in the core: W drops out where rate * decay is 1, and exactly -rate G remains.
         takes_all = not self.has_momentum and dtype.type(self.rate) * dtype.type(self.decay) == 1
+        takes_all = takes_all and not is_scheduled
         self.weight_factor = 0.0 if takes_all else 1.0
         #: Whether the decay is added to the gradient before the step, so that the step is rounded once. A
         #: factor 1 - rate * decay would be rounded in the same direction at every step of a slow phase.
         self.has_decay_term = (
             self.is_trained and not self.has_momentum and self.decay != 0.0 and not takes_all
         )
+
+    def set_rates(self, rate: float, decay: float, momentum: float) -> None:
+        """Set the rates of the next step; what the rule needs follows from the largest rates of a run."""
+        self.rate, self.decay, self.momentum = rate, decay, momentum
 
     def step_along_product(
         self, matrix: torch.Tensor, velocity: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor

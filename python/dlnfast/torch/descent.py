@@ -31,6 +31,7 @@ from .._training.request import Request, Weights
 from .._trajectory.layer_spectra import LayerTracking, split_tracker_record
 from .._weights.implicit import ImplicitWeights
 from ._devices import find_device, use_exact_products
+from ._optimizers import GradientRule, LayerRule, State, make_layer_rule
 from ._rule import UpdateRule
 from .operators import DeviceMatrix, frobenius_norm
 
@@ -83,14 +84,33 @@ class TorchJob(DenseJob):
         super().__init__(request)
         self.device = device
         needs_each_loss = device.type == "cpu" or request.tolerance is not None
-        self.steps_ahead = 1 if needs_each_loss else _STEPS_AHEAD
+        # Other rules have states that a repeated step would change.
+        self.steps_ahead = 1 if needs_each_loss or request.optimizer is not None else _STEPS_AHEAD
+        #: State of the rule of each layer on the host, which `run` reads and writes.
+        self.rule_states: list[dict[str, npt.NDArray[Any]]] = []
+        if request.optimizer is not None:
+            self.rule_states = [
+                {name: tensor.numpy() for name, tensor in make_layer_rule(request.optimizer, w)[1].items()}
+                for w in map(torch.from_numpy, self.weights)
+            ]
+
+    def state_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays that change during the run: its state."""
+        if not self.rule_states:
+            return super().state_arrays()
+        weights = {f"weight_{i}": w for i, w in enumerate(self.weights)}
+        return weights | {
+            f"rule_{name}_{i}": array
+            for i, each in enumerate(self.rule_states)
+            for name, array in each.items()
+        }
 
     def run(self, arguments: Run) -> tuple[Outcome, int, int]:
         """Run the descent; return the outcome, the last step, and after a divergence the largest layer."""
         objective = self.request.problem.engine_arguments(self.request.dtype)
         values: dict[str, Any] = {**arguments, **objective}
         with torch.no_grad(), use_exact_products(self.device), _limit_threads(self.request.n_threads):
-            descent = _Descent(self.weights, values, self.device)
+            descent = _Descent(self.weights, values, self.device, self.request, self.rule_states)
             for layer, velocity in zip(descent.layers, self.optimizer.velocity, strict=False):
                 layer.set_velocity(velocity)
             try:
@@ -102,6 +122,9 @@ class TorchJob(DenseJob):
         """Copy weights and velocities to the host."""
         for layer in descent.layers:
             layer.copy_to_host()
+        for on_host, state in zip(self.rule_states, descent.rule_states, strict=True):
+            for name, tensor in state.items():
+                torch.from_numpy(on_host[name]).copy_(tensor)
 
     def _take_steps(self, descent: _Descent, arguments: dict[str, Any]) -> tuple[Outcome, int, int]:
         """Take the steps, in the order of ``cpp/src/descent.cpp``."""
@@ -123,7 +146,7 @@ class TorchJob(DenseJob):
             counts[Count.losses] += n_finite
             if n_finite < n_new:
                 if n_finite < n_new - 1:
-                    descent.repeat_from_saved(n_finite + 1)
+                    descent.repeat_from_saved(n_finite + 1, begin - 1)
                 return "diverged", begin + n_finite, descent.largest_layer()
 
             counts[Count.between_steps] = 1
@@ -162,7 +185,7 @@ class TorchJob(DenseJob):
             if n_new > 1:
                 descent.save_state()
             for i in range(n_new):
-                descent.update()
+                descent.update(step + i)
                 descent.evaluate(losses.squares[i])
             step = until
 
@@ -205,11 +228,17 @@ class _Layer:
         device: torch.device,
         loss_scale: float,
         rates: tuple[float, float, float],
+        request: Request,
     ) -> None:
         self.host = torch.from_numpy(host)
         #: Shares the memory of `host` if the device is the host.
         self.weight = _move_to_device(self.host, device)
-        self.rule = UpdateRule(loss_scale, rates, host.dtype)
+        self.rule: UpdateRule | GradientRule
+        if request.optimizer is None:
+            self.rule = UpdateRule(loss_scale, rates, host.dtype, is_scheduled=request.is_scheduled)
+        else:
+            self.rule = GradientRule(loss_scale)
+        #: The velocity; for another rule than gradient descent the gradient.
         self.velocity = torch.zeros_like(self.weight) if self.rule.has_momentum else None
         self.host_velocity: torch.Tensor | None = None
 
@@ -246,6 +275,7 @@ class _SideLayer:
         """Step along ``c left right``."""
         rule = self.layer.rule
         if self.gradient is not None:
+            assert isinstance(rule, UpdateRule)
             rule.step_along_sum(self.matrix, left, right, out=self.gradient)
         else:
             rule.step_along_product(self.matrix, self.velocity, left, right)
@@ -316,13 +346,29 @@ class _Descent:
     """The weights of all layers on the device, their loss, and their gradient steps."""
 
     def __init__(
-        self, weights: Sequence[npt.NDArray[Any]], arguments: dict[str, Any], device: torch.device
+        self,
+        weights: Sequence[npt.NDArray[Any]],
+        arguments: dict[str, Any],
+        device: torch.device,
+        request: Request,
+        rule_states: Sequence[dict[str, npt.NDArray[Any]]],
     ) -> None:
         rates = zip(arguments["learning_rate"], arguments["weight_decay"], arguments["momentum"], strict=True)
         self.layers = [
-            _Layer(host, device, arguments["loss_scale"], rate)
+            _Layer(host, device, arguments["loss_scale"], rate, request)
             for host, rate in zip(weights, rates, strict=True)
         ]
+        self._request = request
+        self._rules: list[LayerRule] = []
+        #: State of the rule of each layer; empty for gradient descent.
+        self.rule_states: list[State] = []
+        if request.optimizer is not None:
+            for layer, on_host in zip(self.layers, rule_states, strict=True):
+                rule, state = make_layer_rule(request.optimizer, layer.weight)
+                for name, tensor in state.items():
+                    tensor.copy_(torch.from_numpy(on_host[name]))
+                self._rules.append(rule)
+                self.rule_states.append(state)
         self._target = torch.tensor(arguments["target"], device=device)
         #: S, F and G; None if S = F F^T is the identity.
         self._inputs: tuple[torch.Tensor, ...] | None = None
@@ -380,12 +426,20 @@ class _Descent:
             self._residual.sub_(factor_target)
         torch.dot(self._residuals, self._residuals, out=square)
 
-    def update(self) -> None:
-        """Take one step from the weights of the latest `evaluate`."""
+    def update(self, step: int) -> None:
+        """Take step number `step` from the weights of the latest `evaluate`."""
+        if self._request.is_scheduled and not self._rules:
+            for i, layer in enumerate(self.layers):
+                layer.rule.set_rates(*self._request.rates_at(step, i))
         for product, error, result in self._to_split:
             torch.mm(product, error, out=result)
         for side in self._sides:
             side.backward()
+        for i, (rule, layer, state) in enumerate(
+            zip(self._rules, self.layers, self.rule_states, strict=False)
+        ):
+            assert layer.velocity is not None
+            rule(layer.weight, layer.velocity, state, step, *self._request.rates_at(step, i))
 
     def save_state(self) -> None:
         """Save weights and velocities, for `repeat_from_saved`."""
@@ -394,14 +448,14 @@ class _Descent:
         for copy, state in zip(self._saved, self._states, strict=True):
             copy.copy_(state)
 
-    def repeat_from_saved(self, n_steps: int) -> None:
-        """Return to the saved weights, and take `n_steps` steps from there."""
+    def repeat_from_saved(self, n_steps: int, first: int) -> None:
+        """Return to the saved weights, and take `n_steps` steps from there, beginning with step `first`."""
         for copy, state in zip(self._saved, self._states, strict=True):
             state.copy_(copy)
         square = self._error.new_empty(())
-        for _ in range(n_steps):
+        for i in range(n_steps):
             self.evaluate(square)
-            self.update()
+            self.update(first + i)
 
     def largest_layer(self) -> int:
         """Return the layer, counted from 1, with the largest entry; the first one if several overflowed."""

@@ -204,6 +204,7 @@ def _make_request(options: Options, problem: Problem, layers: list[RowSharded]) 
         raise ValueError("record.weights_every is set, but no process has whole weights; wanted None")
     if options.adaptive is not None:
         raise TypeError(f'learning_rate (eta) is {options.learning_rate!r}; wanted numbers or "auto"')
+    options.refuse_schedules("train_sharded")
     automatic = isinstance(options.learning_rate, str)
     return Request(
         problem=problem,
