@@ -14,6 +14,7 @@ MODULES = [
     "dlnfast",
     "dlnfast.measures",
     "dlnfast.theory",
+    "dlnfast.optimizers",
     "dlnfast.plots",
     "dlnfast.reference",
     "dlnfast.torch",

@@ -483,4 +483,5 @@ def test_specifications_have_schedules_and_rules(tmp_path):
         "final": 0.0,
     }
     assert run.config["optimizer"]["method"] == "polar"
-    assert dln.load(run.save(tmp_path / "run.npz")).config["optimizer"] == run.config["optimizer"]
+    run.save(tmp_path / "run.npz")
+    assert dln.load(tmp_path / "run.npz").config["optimizer"] == run.config["optimizer"]

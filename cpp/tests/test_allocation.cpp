@@ -102,6 +102,28 @@ void reduced_steps_allocate_nothing() {
   }
 }
 
+Optimizer rule_without_decomposition(Rule rule, Index n_layers) {
+  Optimizer optimizer;
+  optimizer.rule = rule;
+  optimizer.nesterov = true;
+  optimizer.direction_scale.assign(static_cast<std::size_t>(n_layers), 1.0);
+  return optimizer;
+}
+
+template <class T>
+void steps_of_other_rules_allocate_nothing() {
+  for (const Index size : {1, 2, 6, 7, 20, 32, 33, 50, 100}) {
+    for (const Rule rule : {Rule::nesterov, Rule::muon}) {
+      Network<T> n({size, size, size, size}, false, true);
+      n.rates.optimizer = rule_without_decomposition(rule, 3);
+      ReducedDescent<T> reduced(n.refs, n.objective, n.families, n.rates, Context{1, nullptr});
+      check_steps_allocate_nothing(reduced, "reduced descent by another rule", size);
+      DenseDescent<T> dense(n.refs, n.objective, n.rates, Context{1, nullptr});
+      check_steps_allocate_nothing(dense, "dense descent by another rule", size);
+    }
+  }
+}
+
 template <class T>
 void dense_steps_allocate_nothing() {
   const std::vector<std::vector<Index>> shapes{
@@ -196,7 +218,9 @@ int main() {
   reduced_steps_allocate_nothing<double>();
   reduced_steps_allocate_nothing<float>();
   dense_steps_allocate_nothing<double>();
+  steps_of_other_rules_allocate_nothing<double>();
   dense_steps_allocate_nothing<float>();
+  steps_of_other_rules_allocate_nothing<float>();
   observed_steps_allocate_nothing<double>();
   observed_steps_allocate_nothing<float>();
   return check::result();

@@ -310,6 +310,10 @@ def heavy_ball(
     Returns
     -------
     (m, n) array
+
+    Notes
+    -----
+    Cost: O(m n).
     """
     state["velocity"] = mu * state.get("velocity", np.zeros_like(weight)) + gradient + decay * weight
     new: Array = weight - eta * state["velocity"]
@@ -336,7 +340,7 @@ def nesterov(
 
     Notes
     -----
-    ``torch.optim.SGD(nesterov=True)``.
+    ``torch.optim.SGD(nesterov=True)``. Cost: O(m n).
     """
     direction = gradient + decay * weight
     state["velocity"] = mu * state.get("velocity", np.zeros_like(weight)) + direction
@@ -364,7 +368,7 @@ def muon(orthogonalize: Callable[[Array], Array], *, looks_ahead: bool, scale: f
 
     Notes
     -----
-    ``torch.optim.Muon`` with p by `newton_schulz` in bfloat16.
+    ``torch.optim.Muon`` with p by `newton_schulz` in bfloat16. Cost of a step: that of p.
     """
 
     def update(
@@ -397,6 +401,10 @@ def newton_schulz(
     Returns
     -------
     (m, n) array
+
+    Notes
+    -----
+    Cost: O(m n min(m, n)) for each iteration.
     """
     a, b, c = coefficients
     result = matrix / max(float(np.linalg.norm(matrix)), epsilon)
@@ -419,6 +427,10 @@ def polar_factor(matrix: Array, tolerance: float) -> Array:
     Returns
     -------
     (m, n) array
+
+    Notes
+    -----
+    Cost: O(m n min(m, n)).
     """
     left, values, right_t = np.linalg.svd(matrix, full_matrices=False)
     counts = values > tolerance * values.max(initial=0.0)
@@ -444,7 +456,7 @@ def shampoo(*, epsilon: float, decay_of_factors: float = 1.0) -> Rule:
 
     Notes
     -----
-    Gupta, Koren, Singer, arXiv:1802.09568, for matrices.
+    Gupta, Koren, Singer, arXiv:1802.09568, for matrices. Cost of a step: O(m^3 + n^3).
     """
 
     def inverse_fourth_root(matrix: Array) -> Array:

@@ -131,6 +131,12 @@ CALLS = {
         ),
         {"safety": 1.0, "ratios": [1.0] * DEPTH, "curvature": [1.0] * DEPTH},
     ),
+    "Schedule": lambda: (
+        lambda **options: dln.train(
+            make_problem(), make_weights(), learning_rate=dln.Schedule(**options), steps=3
+        ),
+        {"rule": [0.1, 0.05, 0.02]},
+    ),
     "BiasOptions": call_of_options("biases", dln.BiasOptions, kind="both", penalty=1.0),
     "Checkpoint": call_of_function(dln.Checkpoint, directory="nowhere", every=3, seconds=1.0),
     "Completion": call_of_function(
