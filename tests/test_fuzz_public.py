@@ -330,7 +330,7 @@ NOT_CALLED = {
 }
 HOLDERS = {  # made by the package, not by its users
     "Batch", "Certificate", "Closure", "CompressedNetwork", "Family", "ImplicitWeights", "Ratings",
-    "SweepResults", "TrackerRecord", "Trajectory",
+    "SweepResults", "TrackerRecord", "Trajectory", "theory.NeuralTangentKernel",
 }  # fmt: skip
 OTHERS = {
     "AssumptionError", "CopyWarning", "DivergedError", "FolderInUseError", "ShapeError",  # errors

@@ -43,6 +43,20 @@ class StepSizeError(ArithmeticError):
         self.time = time
 
 
+class StepLimitError(RuntimeError):
+    """The largest number of steps does not reach the last time.
+
+    Attributes
+    ----------
+    time : float
+        Time that the integration reached.
+    """
+
+    def __init__(self, time: float) -> None:
+        super().__init__(f"the largest number of steps reaches t = {time:g}")
+        self.time = time
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """Largest error of a step in each entry: ``absolute + relative |y_i|``, but never below rounding.
@@ -72,7 +86,7 @@ class Tolerance:
 
 
 def integrate(
-    slope: Slope, start: Vector, times: Vector, tolerance: Tolerance
+    slope: Slope, start: Vector, times: Vector, tolerance: Tolerance, max_steps: int
 ) -> Iterator[tuple[float, Vector]]:
     """Yield the time and the solution of y' = f(y), y(times[0]) = start, at each of the times.
 
@@ -89,6 +103,8 @@ def integrate(
         Increasing times.
     tolerance : Tolerance
         Largest error of a step.
+    max_steps : int
+        Largest number of steps.
 
     Yields
     ------
@@ -100,6 +116,8 @@ def integrate(
     ------
     StepSizeError
         If the solution stops being finite before the last time.
+    StepLimitError
+        If `max_steps` steps do not reach the last time.
 
     Notes
     -----
@@ -114,8 +132,11 @@ def integrate(
     with np.errstate(all="ignore"):  # trial steps may overflow; they are refused
         slope(state, stages[0])
         size = _first_step(slope, state, stages, tolerance)
-    position, end = 1, float(times[-1])
+    position, end, n_steps = 1, float(times[-1]), 0
     while position < len(times):
+        if n_steps == max_steps:
+            raise StepLimitError(now)
+        n_steps += 1
         with np.errstate(all="ignore"):
             size, ratio, new = _take_step(slope, state, stages, tolerance, now, size)
         # The last step ends beyond the last time, so that no step has to be cut to it.
@@ -149,7 +170,7 @@ def _first_step(slope: Slope, state: Vector, stages: Vector, tolerance: Toleranc
     largest = max(rate, change)
     if not np.isfinite(largest):
         return guess
-    return min(100 * guess, (0.01 / largest) ** (1 / 8))
+    return float(min(100 * guess, (0.01 / largest) ** (1 / 8)))
 
 
 def _take_step(

@@ -22,13 +22,14 @@ from .._support.arrays import (
     check_choice,
     check_count,
     check_scale,
+    frobenius_norm,
     per_layer,
     scale_of,
     widths_of,
 )
 from .._support.dispatch import core
 from .._support.errors import DivergedError
-from .._support.ode import StepSizeError, Tolerance, Vector, integrate
+from .._support.ode import StepLimitError, StepSizeError, Tolerance, Vector, integrate
 from .._support.progress import ProgressBar
 from .._support.threads import MAX_THREADS
 from .._tracking.svd_tracker import COMPLETENESS, TIERS
@@ -47,8 +48,9 @@ if TYPE_CHECKING:
     from .. import _core as types
 
 _ENGINES: Final = ("auto", "reduced", "dense")
-#: Share of the tolerances that one step may use, because the errors of steps add up.
-_STEP_SHARE: Final = 0.1
+#: Share of the tolerances that one step may use. The errors of steps add up, and near a minimum, where
+#: stability limits the steps, they stay at about 100 times the tolerance of one step.
+_STEP_SHARE: Final = 0.01
 #: Default absolute tolerance, relative to `rtol` times the smallest scale of a layer.
 _ABSOLUTE_SHARE: Final = 1e-3
 #: Singular values that differ by less, relative to the largest, belong to one cluster.
@@ -65,6 +67,7 @@ def flow(
     weight_decay: PerLayer = 0.0,
     engine: str = "auto",
     record: Record | None = None,
+    max_steps: int = 10**6,
     n_threads: int = 0,
 ) -> Trajectory:
     r"""Integrate the gradient flow ``dW_l/dt = -(G_l + lambda_l W_l)`` of ``l = c/2 ||W_{L:1} X - Y||_F^2``.
@@ -84,13 +87,14 @@ def flow(
         Increasing times of the records; the first one is 0, the time of `weights`. In the unit of
         (learning rate) x (steps).
     rtol : float
-        Relative error of the weights to aim for, above 0. A step may have a tenth of it in each entry. The
-        errors of all steps add up, and grow where the flow leaves a saddle: at 1e-10, to a few 1e-10 over the
+        Relative error of the weights to aim for, above 0. A step may have a hundredth of it in each entry.
+        The errors of all steps add up, and grow where the flow leaves a saddle: at 1e-10, to 2e-10 over the
         growth of a mode from 1e-6 to its final value.
     atol : float, optional
-        Absolute error of the weights to aim for, in the same sense. By default ``1e-3 rtol`` times the smallest scale of a layer,
-        ``||W_l(0)||_F / sqrt(min(d_l, d_{l-1}))``, so that small weights are as exact as large ones. Errors
-        below rounding, 32 eps times the largest entry of a layer, are never refused.
+        Absolute error of the weights to aim for, in the same sense. By default ``1e-3 rtol`` times the
+        smallest scale of a layer, ``||W_l(0)||_F / sqrt(min(d_l, d_{l-1}))``, so that small weights are as
+        exact as large ones. Errors below rounding, 32 eps times the largest entry of a layer, are never
+        refused.
     weight_decay : float or sequence of float
         lambda_l, one for all layers or one per layer.
     engine : {"auto", "reduced", "dense"}
@@ -101,6 +105,8 @@ def flow(
         ``weights_every`` counts times. The dense engine decomposes every layer at every record, unless
         ``singular_values=None``. The callback is called as ``callback(index, loss)``, and ends the run by
         returning True.
+    max_steps : int
+        Largest number of steps of the integrator; a run that needs more is an error.
     n_threads : int
         Number of threads of the gradients of whole layers, as for `train`.
 
@@ -120,7 +126,8 @@ def flow(
         exception holds the trajectory up to there; its step is the index of the first missing time.
     TypeError, ValueError
         For any other argument out of its range, for weights in float32, and for a `Completion` or `Sensing`;
-        the message names it.
+        the message names it. If `max_steps` does not reach the last time, the error has the trajectory up
+        to there as its attribute ``trajectory``.
 
     Notes
     -----
@@ -150,6 +157,7 @@ def flow(
     choice = check_choice(engine, "engine", _ENGINES)
     records = _check_record(Record() if record is None else record, len(moments) - 1)
     relative = check_scale(rtol, "rtol", strict=True)
+    limit = check_count(max_steps, "max_steps")
     threads = check_count(n_threads, "n_threads", minimum=0, maximum=MAX_THREADS)
     initial = check_initial(weights, problem)
     dtype = initial.dtype if isinstance(initial, ImplicitWeights) else initial[0].dtype
@@ -178,7 +186,7 @@ def flow(
     }
     with ProgressBar(len(moments) - 1, records.progress) as bar:
         tolerance = Tolerance(_STEP_SHARE * relative, _STEP_SHARE * absolute, model.segments)
-        return run.integrate(tolerance, records, bar)
+        return run.integrate(tolerance, limit, records, bar)
 
 
 def _check_times(times: npt.ArrayLike) -> Vector:
@@ -189,9 +197,7 @@ def _check_times(times: npt.ArrayLike) -> Vector:
     late = np.flatnonzero(found[1:] <= found[:-1])
     if late.size:
         i = int(late[0])
-        raise ValueError(
-            f"times[{i + 1}] is {found[i + 1]:g} after {found[i]:g}; wanted times that increase"
-        )
+        raise ValueError(f"times[{i + 1}] is {found[i + 1]:g} after {found[i]:g}; wanted times that increase")
     return found
 
 
@@ -285,7 +291,7 @@ class _Model(ABC):
     def largest_layer(self, vector: Vector) -> int:
         """Return the number of the layer that has grown most since time 0, counted from 1."""
         growth = [
-            float(np.linalg.norm(new)) / max(float(np.linalg.norm(old)), np.finfo(np.float64).tiny)
+            frobenius_norm(new) / max(frobenius_norm(old), 1e-300)
             for new, old in zip(self.split(vector), self.split(self.initial), strict=True)
         ]
         return 1 + int(np.argmax(growth))
@@ -353,7 +359,7 @@ class _SmallModel(_Model):
     def states(self, vector: Vector, complete: bool) -> ReducedStates:
         records = self._records[: self.n_records]
         cores = tuple(
-            records[:, begin : begin + rows * columns].reshape(-1, rows, columns).copy()
+            records[:, begin : begin + rows * columns].reshape(len(records), rows, columns).copy()
             for begin, (rows, columns) in zip(self._bounds, self.shapes, strict=False)
         )
         weights = self._weights
@@ -405,7 +411,7 @@ class _WholeLayers(_Model):
     def record(self, vector: Vector) -> None:
         layers = self.split(vector)
         for layer, count, spectra in zip(layers, self._counts, self._spectra, strict=False):
-            spectra.norms.append(float(np.linalg.norm(layer)))
+            spectra.norms.append(frobenius_norm(layer))
             if self._options.vectors:
                 left, values, right = np.linalg.svd(layer, full_matrices=False)
                 spectra.left.append(left[:, :count].copy())
@@ -436,13 +442,16 @@ class _WholeLayers(_Model):
 
 def _describe_spectra(spectra: _Spectra) -> LayerTracking:
     """Return error bounds of decompositions, and branches where vectors were recorded."""
-    values = np.stack(spectra.values)
+    values = np.array(spectra.values, dtype=np.float64)
     errors = 16 * float(np.finfo(np.float64).eps) * values[:, :1] * np.sqrt(values.shape[1])
     branches, clusters = (np.full(values.shape, -1, dtype=np.int64) for _ in range(2))
     if spectra.left:
         # Copies, as the core rotates and flips the vectors in place.
-        rows = [np.array(np.stack([v.T for v in side]), order="C") for side in (spectra.left, spectra.right)]
-        core.follow_branches(values, *rows, 0.0, _CLUSTER_TOLERANCE, branches, clusters, n_threads=1)
+        left, right = (
+            np.array([v.T for v in side], dtype=np.float64, order="C")
+            for side in (spectra.left, spectra.right)
+        )
+        core.follow_branches(values, left, right, 0.0, _CLUSTER_TOLERANCE, branches, clusters, n_threads=1)
     columns = np.zeros((len(values), len(COLUMNS)))
     columns[:, COLUMNS.index("tier")] = TIERS.index("full")
     columns[:, COLUMNS.index("completeness")] = COMPLETENESS.index("rigorous")
@@ -464,12 +473,12 @@ class _Run:
         self._loss = np.empty(len(times))
         self._last = model.initial
 
-    def integrate(self, tolerance: Tolerance, record: Record, bar: ProgressBar) -> Trajectory:
+    def integrate(self, tolerance: Tolerance, max_steps: int, record: Record, bar: ProgressBar) -> Trajectory:
         """Integrate, and return the trajectory; an error gets the partial one as an attribute."""
         model, outcome = self._model, "finished"
         try:
             for index, (_, vector) in enumerate(
-                integrate(model.slope, model.initial, self._times, tolerance)
+                integrate(model.slope, model.initial, self._times, tolerance, max_steps)
             ):
                 loss = model.loss(vector)
                 if not np.isfinite(loss):
@@ -486,6 +495,13 @@ class _Run:
             raise self._diverged(model.n_records, self._last, error.time) from None
         except DivergedError:
             raise
+        except StepLimitError as error:
+            limited = ValueError(
+                f"max_steps is {max_steps}, which reaches t = {error.time:.6g}; wanted more for "
+                f"t = {self._times[-1]:.6g}"
+            )
+            limited.trajectory = self._trajectory("interrupted")  # type: ignore[attr-defined]
+            raise limited from None
         except BaseException as error:
             if model.n_records > 0:
                 error.trajectory = self._trajectory("interrupted")  # type: ignore[attr-defined]
@@ -495,11 +511,14 @@ class _Run:
 
     def _diverged(self, index: int, vector: Vector, time: float | None = None) -> DivergedError:
         """Return the error for a time that the integration does not reach."""
-        where = "the loss is not finite" if time is None else f"no step size meets rtol after t = {time:g}"
+        if time is None:
+            where = f"the loss is not finite at t = {self._times[index]:g}"
+        else:
+            where = f"no step size meets rtol after t = {time:g}"
         layer = self._model.largest_layer(vector)
         return DivergedError(
-            f"{where}, before times[{index}] = {self._times[min(index, len(self._times) - 1)]:g}: start from "
-            "smaller weights, lower loss_scale, or raise rtol",
+            f"{where} (layer {layer} has grown most): start from smaller weights, lower loss_scale, or raise "
+            "rtol",
             step=index,
             layer=layer,
             trajectory=self._trajectory("diverged") if self._model.n_records else None,

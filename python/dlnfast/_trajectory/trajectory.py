@@ -27,6 +27,7 @@ from .._support.arrays import (
 from .._support.file_checks import translate_part_errors
 from .._support.files import Arrays, write_whole
 from .._support.products import multiply
+from ..theory.kernel import NeuralTangentKernel, neural_tangent_kernel
 from .checks import check_run
 from .dataset import to_dataframe, to_xarray
 from .dense import DenseStates
@@ -290,6 +291,26 @@ class Trajectory(TrajectoryBase):
             result = multiply(weight, result)
         return result
 
+    def neural_tangent_kernel(self, step: int = -1) -> NeuralTangentKernel:
+        """Return the neural tangent kernel of ``W_{L:1}`` at a recorded step.
+
+        Parameters
+        ----------
+        step : int
+            Step with a record or a snapshot, as in `weights`; -1 for the last.
+
+        Returns
+        -------
+        NeuralTangentKernel
+            `theory.neural_tangent_kernel` of ``all_weights(step)``, as factors; O(L d^3).
+
+        Raises
+        ------
+        ValueError
+            If the weights of that step were not recorded.
+        """
+        return neural_tangent_kernel(self.all_weights(step))
+
     def features(self, layer: int, X: npt.ArrayLike | None = None, step: int = -1) -> FloatArray:
         """Return ``Z_l = W_l .. W_1 X`` at a recorded step.
 
@@ -455,8 +476,8 @@ class Trajectory(TrajectoryBase):
             Columns ``step``, ``layer`` (from 1), ``layer_name``, ``index`` (of the value, from 0) and those
             variables of `to_xarray` that belong to a value or to a layer: ``singular_values``,
             ``singular_value_errors``, angles, branches, numbers of the tracker. ``loss``, ``rates`` and
-            ``times`` are those of the record's step, NaN where none is known; the losses of all steps are in `loss`. A run
-            without singular values has a row for every layer and record.
+            ``times`` are those of the record's step, NaN where none is known; the losses of all steps are in
+            `loss`. A run without singular values has a row for every layer and record.
 
         Raises
         ------
