@@ -15,6 +15,7 @@ import numpy.typing as npt
 from .._closure.certificate import Certificate
 from .._closure.operators import ExplicitLayers
 from .._closure.subspaces import Closure
+from .._problem.low_rank import LowRank
 from .._problem.problem import Problem, check_problem
 from .._support.arrays import (
     FloatArray,
@@ -51,7 +52,7 @@ _ENGINES: Final = ("auto", "reduced", "dense")
 #: Share of the tolerances that one step may use. The errors of steps add up, and near a minimum, where
 #: stability limits the steps, they stay at about 100 times the tolerance of one step.
 _STEP_SHARE: Final = 0.01
-#: Default absolute tolerance, relative to `rtol` times the smallest scale of a layer.
+#: Default absolute tolerance, relative to `rtol` times `_smallest_scale`.
 _ABSOLUTE_SHARE: Final = 1e-3
 #: Singular values that differ by less, relative to the largest, belong to one cluster.
 _CLUSTER_TOLERANCE: Final = 1e-8
@@ -92,9 +93,9 @@ def flow(
         growth of a mode from 1e-6 to its final value.
     atol : float, optional
         Absolute error of the weights to aim for, in the same sense. By default ``1e-3 rtol`` times the
-        smallest scale of a layer, ``||W_l(0)||_F / sqrt(min(d_l, d_{l-1}))``, so that small weights are as
-        exact as large ones. Errors below rounding, 32 eps times the largest entry of a layer, are never
-        refused.
+        smallest scale of a layer, ``||W_l(0)||_F / sqrt(min(d_l, d_{l-1}))``, or ``||M||_F^{1/L}`` of the
+        least-squares solution M if that is smaller. So small weights are as exact as large ones. Errors below
+        rounding, 32 eps times the largest entry of a layer, are never refused.
     weight_decay : float or sequence of float
         lambda_l, one for all layers or one per layer.
     engine : {"auto", "reduced", "dense"}
@@ -164,7 +165,7 @@ def flow(
     if dtype != np.float64:
         raise TypeError(f"weights have dtype {dtype}; wanted float64, in which the flow is integrated")
     decay = per_layer(weight_decay, "weight_decay (lambda)", len(initial))
-    absolute = _ABSOLUTE_SHARE * relative * _smallest_scale(initial)
+    absolute = _ABSOLUTE_SHARE * relative * _smallest_scale(problem, initial)
     if atol is not None:
         absolute = check_scale(atol, "atol")
     certificate, space = choose_engine(choice, problem, initial)
@@ -212,10 +213,12 @@ def _check_record(record: Record, n_steps: int) -> Record:
     return record.checked(n_steps)
 
 
-def _smallest_scale(weights: Weights) -> float:
-    """Return the smallest scale of a layer that is not zero; 1 if all are."""
-    scales = weights.scales if isinstance(weights, ImplicitWeights) else [scale_of(w) for w in weights]
-    return min((float(scale) for scale in scales if scale > 0), default=1.0)
+def _smallest_scale(problem: Problem, weights: Weights) -> float:
+    """Return the smallest scale of an initial layer or of the layers of a balanced minimum; none is zero."""
+    scales = list(weights.scales) if isinstance(weights, ImplicitWeights) else [scale_of(w) for w in weights]
+    best = problem.least_squares
+    norm = frobenius_norm(best.s[:, np.newaxis] if isinstance(best, LowRank) else best)
+    return min((float(scale) for scale in (*scales, norm ** (1 / len(scales))) if scale > 0), default=1.0)
 
 
 class _Model(ABC):

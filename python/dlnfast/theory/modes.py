@@ -10,6 +10,8 @@ from .._support.arrays import as_array, check_count, check_scale
 
 Array = npt.NDArray[np.float64]
 
+#: Smallest x at which G(x) - G(infinity) is summed as a series in 1 / x.
+_SERIES_FROM = 1.25
 #: Bisections, after which the bracket, of at most 2^11 in the logarithm, is as small as rounding.
 _BISECTIONS = 64
 
@@ -181,7 +183,8 @@ def _evaluate(times: Array, value: float, start: float, depth: int) -> Array:
     if depth == 1:
         return np.asarray(value + (start - value) * np.exp(-times))
     if depth == 2:
-        return np.asarray(value / (1 + (value - start) / start * np.exp(-2 * value * times)))
+        growth = -2 * value * times
+        return np.asarray(value / (value / start * np.exp(growth) - np.expm1(growth)))
     if start == value:
         return np.full_like(times, value)
     speed = np.float64(value) ** (2 - 2 / depth)
@@ -225,6 +228,23 @@ def _antiderivative(x: Array, log_gap: Array, depth: int) -> Array:
     return np.asarray(x ** (2.0 - depth) / (2 - depth) - (log_gap + others) / depth)
 
 
+def _tail(x: Array, log_gap: Array, depth: int) -> Array:
+    """Return G(x) - G(infinity) for x > 1, without cancellation for large x.
+
+    From `_SERIES_FROM` on it is the sum over k of x^{-n} / n with n = 2 L - 2 + k L.
+    """
+    count = 1 + int(40 / (depth * np.log(_SERIES_FROM)))
+    orders = 2.0 * depth - 2 + depth * np.arange(count)
+
+    def series(points: Array) -> Array:
+        return np.asarray(np.sum(points[..., np.newaxis] ** -orders / orders, axis=-1))
+
+    switch, switch_gap = np.asarray(_SERIES_FROM), np.asarray(np.log(_SERIES_FROM - 1))
+    constant = _antiderivative(switch, switch_gap, depth) - series(switch)
+    near = _antiderivative(np.minimum(x, switch), np.minimum(log_gap, switch_gap), depth) - constant
+    return np.asarray(np.where(x < _SERIES_FROM, near, series(np.maximum(x, switch))))
+
+
 def _invert(durations: Array, start: float, excess: float, depth: int) -> Array:
     """Return the relative strengths a with G(x(a)) = G(x(a_0)) + duration; `excess` is a_0 - 1, not 0.
 
@@ -232,18 +252,17 @@ def _invert(durations: Array, start: float, excess: float, depth: int) -> Array:
     cancellation, and G increases in w.
     """
     is_above = excess > 0
+    potential = _tail if is_above else _antiderivative
     # x - 1 from a - 1.
     gap = float(np.expm1(np.log1p(excess) / depth)) if abs(excess) < 0.5 else start ** (1 / depth) - 1
     x_start = np.asarray(start ** (1 / depth))
-    level = _antiderivative(x_start, np.asarray(np.log(abs(gap))), depth)
-    goal = level + durations
+    goal = potential(x_start, np.asarray(np.log(abs(gap))), depth) + durations
     low = np.full_like(durations, -np.log(gap) if is_above else np.log(x_start / -gap))
     # Beyond that, x is 1 to rounding.
     high = np.full_like(durations, max(float(low.max(initial=0.0)), 0.0) + 800.0)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        x, log_gap = _unfold(middle, is_above)
-        is_low = _antiderivative(x, log_gap, depth) < goal
+        is_low = potential(*_unfold(middle, is_above), depth) < goal
         low, high = np.where(is_low, middle, low), np.where(is_low, high, middle)
     x = _unfold((low + high) / 2, is_above)[0]
     return np.asarray(np.where(durations == 0, start, x**depth))
