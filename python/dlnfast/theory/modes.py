@@ -60,8 +60,8 @@ def mode_strength(
 
     Notes
     -----
-    *L = 1*: a_0 e^{-c t} + sigma (1 - e^{-c t}). *L = 2*: the logistic function above. *L > 2*: the time is an
-    explicit function of a, see `escape_time`, and is inverted by bisection, to rounding. *sigma = 0*: the
+    *L = 1*: a_0 e^{-c t} + sigma (1 - e^{-c t}). *L = 2*: the logistic function above. *L > 2*: the time is
+    an explicit function of a, see `escape_time`, and is inverted by bisection, to rounding. *sigma = 0*: the
     L-th power of `rho_flow`. Nothing overflows for large times. Cost: O(1) per time, O(L) for L > 2.
 
     Saxe, McClelland, Ganguli 2014, arXiv:1312.6120: equation 8 for two layers, and the section on deeper
