@@ -354,7 +354,8 @@ def balanced_flow(
     """Return W_2 W_1, W_1^T W_1 and W_2 W_2^T of a lambda-balanced two-layer network at one time.
 
     With W_2^T W_2 - W_1 W_1^T = lambda I, Q = [W_1^T; W_2], F = [-lambda/2 I, Phi^T; Phi, lambda/2 I] and
-    E = exp(c t F): Q Q^T = E Q_0 (I + Q_0^T (E^2 - I) (2 F)^{-1} Q_0)^{-1} Q_0^T E. Overflows for large t.
+    E = exp(c t F): Q Q^T = E Q_0 (I + Q_0^T (E^2 - I) (2 F)^{-1} Q_0)^{-1} Q_0^T E. For large t the
+    inverse is inaccurate, and E overflows.
 
     Parameters
     ----------
