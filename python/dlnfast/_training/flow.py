@@ -165,8 +165,9 @@ def flow(
     if dtype != np.float64:
         raise TypeError(f"weights have dtype {dtype}; wanted float64, in which the flow is integrated")
     decay = per_layer(weight_decay, "weight_decay (lambda)", len(initial))
-    absolute = _ABSOLUTE_SHARE * relative * _smallest_scale(problem, initial)
-    if atol is not None:
+    if atol is None:
+        absolute = _ABSOLUTE_SHARE * relative * _smallest_scale(problem, initial)
+    else:
         absolute = check_scale(atol, "atol")
     certificate, space = choose_engine(choice, problem, initial)
     model: _Model
@@ -217,7 +218,7 @@ def _smallest_scale(problem: Problem, weights: Weights) -> float:
     """Return the smallest scale of an initial layer or of the layers of a balanced minimum; none is zero."""
     scales = list(weights.scales) if isinstance(weights, ImplicitWeights) else [scale_of(w) for w in weights]
     best = problem.least_squares
-    norm = frobenius_norm(best.s[:, np.newaxis] if isinstance(best, LowRank) else best)
+    norm = float(np.linalg.norm(best.s)) if isinstance(best, LowRank) else frobenius_norm(best)
     return min((float(scale) for scale in (*scales, norm ** (1 / len(scales))) if scale > 0), default=1.0)
 
 
