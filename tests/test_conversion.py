@@ -219,6 +219,8 @@ def assert_same_results(found, wanted):
 NUMBERS = {
     ("Adaptive", "ratios"),
     ("Adaptive", "curvature"),
+    ("theory.escape_time", "fraction"),
+    ("theory.mode_strength", "time"),
     ("theory.rho_flow", "time"),
     ("train_batch", "learning_rate"),
 }

@@ -330,7 +330,7 @@ NOT_CALLED = {
 }
 HOLDERS = {  # made by the package, not by its users
     "Batch", "Certificate", "Closure", "CompressedNetwork", "Family", "ImplicitWeights", "Ratings",
-    "SweepResults", "TrackerRecord", "Trajectory",
+    "SweepResults", "TrackerRecord", "Trajectory", "theory.NeuralTangentKernel",
 }  # fmt: skip
 OTHERS = {
     "AssumptionError", "CopyWarning", "DivergedError", "FolderInUseError", "ShapeError",  # errors
@@ -356,8 +356,12 @@ def public_names():
             for inner in thing.__all__:
                 if name != "plots" or not inspect.isclass(getattr(thing, inner)):  # see test_plots.py
                     found = getattr(thing, inner)
-                    if callable(found) and not (inspect.isclass(found) and issubclass(found, tuple)):
+                    if not callable(found) or (inspect.isclass(found) and issubclass(found, tuple)):
+                        continue
+                    if f"{name}.{inner}" not in HOLDERS:
                         yield f"{name}.{inner}"
+                    if inspect.isclass(found):
+                        yield from methods(f"{name}.{inner}", found)
             continue
         if name.startswith("__"):
             continue

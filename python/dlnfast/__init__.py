@@ -23,6 +23,7 @@ from ._support.schedule import Schedule
 from ._support.threads import build_info, set_num_threads
 from ._tracking.svd_tracker import SVDTracker, TrackerRecord
 from ._training.batch import Batch, train_batch
+from ._training.flow import flow
 from ._training.options import Adaptive, Record
 from ._training.train import resume, train
 from ._trajectory.load import load
@@ -85,6 +86,7 @@ __all__ = [
     "compressed_weights",
     "export",
     "figures",
+    "flow",
     "gaussian",
     "gradients",
     "load",

@@ -484,6 +484,147 @@ def _rates_of_steps(rates: Sequence[float] | Array, steps: int) -> Array:
     return np.broadcast_to(array, (steps, array.shape[-1])) if array.ndim == 1 else array
 
 
+# Gradient flow, the limit of small learning rates.
+
+
+def gradient_flow(
+    weights: Sequence[Array],
+    target: Array,
+    *,
+    input_gram: Array | None = None,
+    loss_scale: float,
+    weight_decay: Sequence[float],
+    times: Sequence[float],
+    steps: int,
+) -> Iterator[list[Array]]:
+    """Yield the weights of the gradient flow dW_l/dt = -(G_l + lambda_l W_l) at the times.
+
+    The classical Runge-Kutta method of order 4, with steps of equal size between two times.
+
+    Parameters
+    ----------
+    weights : sequence of (d_l, d_{l-1}) arrays
+        W_1(0) .. W_L(0); they are not changed.
+    target : (d_L, d_0) array
+        Phi.
+    input_gram : (d_0, d_0) array or None
+        S; None for the identity.
+    loss_scale : float
+        c.
+    weight_decay : sequence of float
+        lambda_l.
+    times : sequence of float
+        Times, not decreasing from 0 on.
+    steps : int
+        Number of steps between two times, and before the first.
+
+    Yields
+    ------
+    list of arrays
+        W_1(t) .. W_L(t).
+
+    Notes
+    -----
+    Cost: O(L d^3) for each of 4 gradients per step.
+    """
+
+    def slopes(now: list[Array]) -> list[Array]:
+        pairs = zip(gradients(now, target, input_gram, loss_scale), now, weight_decay, strict=True)
+        return [-(gradient + decay * weight) for gradient, weight, decay in pairs]
+
+    def move(now: list[Array], slope: list[Array], size: float) -> list[Array]:
+        return [weight + size * change for weight, change in zip(now, slope, strict=True)]
+
+    now: list[Array] = [np.array(weight, dtype=np.float64) for weight in weights]
+    last = 0.0
+    for time in times:
+        size = (time - last) / steps
+        for _ in range(steps):
+            first = slopes(now)
+            second = slopes(move(now, first, size / 2))
+            third = slopes(move(now, second, size / 2))
+            fourth = slopes(move(now, third, size))
+            for slope, share in ((first, 6), (second, 3), (third, 3), (fourth, 6)):
+                now = move(now, slope, size / share)
+        last = time
+        yield now
+
+
+def balanced_flow(
+    weights: Sequence[Array], target: Array, time: float, *, loss_scale: float
+) -> tuple[Array, Array, Array]:
+    """Return W_2 W_1, W_1^T W_1 and W_2 W_2^T of a lambda-balanced two-layer network at one time.
+
+    With W_2^T W_2 - W_1 W_1^T = lambda I, Q = [W_1^T; W_2], F = [-lambda/2 I, Phi^T; Phi, lambda/2 I] and
+    E = exp(c t F): Q Q^T = E Q_0 (I + Q_0^T (E^2 - I) (2 F)^{-1} Q_0)^{-1} Q_0^T E. For large t the
+    inverse is inaccurate, and E overflows.
+
+    Parameters
+    ----------
+    weights : two arrays, (h, d_0) and (d_2, h)
+        W_1(0) and W_2(0).
+    target : (d_2, d_0) array
+        Phi.
+    time : float
+        t.
+    loss_scale : float
+        c.
+
+    Returns
+    -------
+    end_to_end : (d_2, d_0) array
+    first_gram : (d_0, d_0) array
+    last_gram : (d_2, d_2) array
+
+    Notes
+    -----
+    Cost: O((d_0 + d_2)^3 + h^3). Braun et al. 2022, arXiv:2206.08740; Domine et al. 2024, arXiv:2409.14623.
+    """
+    first, last = weights
+    dim_out, dim_in = target.shape
+    balance = np.trace(last.T @ last - first @ first.T) / len(first)
+    matrix = np.block([[-balance / 2 * np.eye(dim_in), target.T], [target, balance / 2 * np.eye(dim_out)]])
+    values, vectors = np.linalg.eigh(matrix)
+    duration = loss_scale * time
+    integral = np.array([np.expm1(2 * f * duration) / (2 * f) if f else duration for f in values])
+    root = vectors.T @ np.vstack([first.T, last])
+    inner = np.linalg.inv(np.eye(root.shape[1]) + root.T @ (integral[:, np.newaxis] * root))
+    grown = vectors @ (np.exp(values * duration)[:, np.newaxis] * root)
+    gram = grown @ inner @ grown.T
+    return gram[dim_in:, :dim_in], gram[:dim_in, :dim_in], gram[dim_in:, dim_in:]
+
+
+def neural_tangent_kernel(weights: Sequence[Array]) -> Array:
+    """Return J J^T for the derivative J of W_{L:1}, row after row, with respect to all weights.
+
+    Changing the entry (i, j) of W_l by 1 changes W_{L:1} by column i of W_{L:l+1} times row j of W_{l-1:1}.
+
+    Parameters
+    ----------
+    weights : sequence of (d_l, d_{l-1}) arrays
+        W_1 .. W_L.
+
+    Returns
+    -------
+    (d_L d_0, d_L d_0) array
+
+    Notes
+    -----
+    Cost: O(L d^6) for square layers. Jacot, Gabriel, Hongler 2018, arXiv:1806.07572.
+    """
+    dim_in = weights[0].shape[1]
+    derivatives: list[Array] = []
+    for index, weight in enumerate(weights):
+        below = _product(weights[:index], dim_in)
+        above = _product(weights[index + 1 :], len(weight))
+        for i in range(weight.shape[0]):
+            for j in range(weight.shape[1]):
+                derivatives.append(np.outer(above[:, i], below[j]).ravel())
+    jacobian = np.stack(derivatives, axis=1)
+    kernel: Array = jacobian @ jacobian.T
+    return kernel
+
+
 # Partial observations of a matrix: the gradient with respect to W_{L:1} is Omega * (W_{L:1} - Phi) for
 # observed entries (a 0/1 array Omega), and sum_i (<A_i, W_{L:1}> - y_i) A_i for measurements.
 

@@ -27,6 +27,18 @@ def make_weights():
     return dln.orthogonal([DIM] * (DEPTH + 1), 0.7)
 
 
+def make_square_problem():
+    return dln.Problem(make_matrix(DIM, DIM))
+
+
+def make_balanced_weights():
+    return dln.orthogonal([DIM] * 2, 0.3) + dln.orthogonal([DIM] * 2, 0.7, seed=1)
+
+
+def make_kernel():
+    return dln.theory.neural_tangent_kernel(make_weights())
+
+
 def make_completion():
     return dln.low_rank_completion(DIM, 2, 0.7)
 
@@ -353,6 +365,7 @@ CALLS = {
     "Trajectory.features": call_of_method(make_run, "features", layer=2, X=make_matrix, step=3),
     "Trajectory.layer": call_of_method(make_run, "layer", layer=1, step=3),
     "Trajectory.multiplicity": call_of_method(make_run, "multiplicity", layer=1),
+    "Trajectory.neural_tangent_kernel": call_of_method(make_run, "neural_tangent_kernel", step=3),
     "Trajectory.ranks": call_of_method(make_run, "ranks", threshold=0.01, step=3, relative_to="all"),
     "Trajectory.rho": call_of_method(make_run, "rho", layer=1, family=0),
     "Trajectory.save": call_of_method(make_run, "save", path="nowhere/run.npz", weights=True),
@@ -386,6 +399,21 @@ CALLS = {
         dln.export, source=make_run, path="nowhere/run.zarr", every=2, variables=["loss"], overwrite=False
     ),
     "gaussian": call_of_function(dln.gaussian, widths=[3, 4, 2], scale=0.5, seed=0, dtype=np.float32),
+    "flow": call_of_function(
+        with_record_fields(dln.flow),
+        problem=make_problem,
+        weights=make_weights,
+        times=[0.0, 1.0, 2.0],
+        rtol=1e-8,
+        atol=1e-9,
+        weight_decay=0.01,
+        engine="auto",
+        singular_values=2,
+        vectors=False,
+        weights_every=None,
+        max_steps=500,
+        n_threads=1,
+    ),
     "gradients": call_of_function(dln.gradients, problem=make_problem, weights=make_weights, n_threads=1),
     "load": call_of_function(dln.load, path="nowhere", every=2),
     "load_cifar10": call_of_function(dln.load_cifar10, path="nowhere", split="train", per_class=2),
@@ -456,6 +484,10 @@ CALLS = {
             "retry_failed": False,
         },
     ),
+    "theory.NeuralTangentKernel.alignment": call_of_method(make_kernel, "alignment", other=make_kernel),
+    "theory.NeuralTangentKernel.apply": call_of_method(make_kernel, "apply", direction=make_matrix),
+    "theory.NeuralTangentKernel.at": call_of_method(make_kernel, "at", x=make_matrix, y=make_matrix),
+    "theory.NeuralTangentKernel.inner": call_of_method(make_kernel, "inner", other=make_kernel),
     "theory.aligned_modes": call_of_function(
         dln.theory.aligned_modes,
         singular_values=[1.0, 0.5],
@@ -466,6 +498,12 @@ CALLS = {
         learning_rate=0.1,
         weight_decay=0.01,
         momentum=0.1,
+    ),
+    "theory.balanced_flow": call_of_function(
+        dln.theory.balanced_flow,
+        problem=make_square_problem,
+        weights=make_balanced_weights,
+        times=[0.0, 1.0, 2.0],
     ),
     "theory.compression_law": call_of_function(
         dln.theory.compression_law,
@@ -482,9 +520,16 @@ CALLS = {
     "theory.discrimination_law": call_of_function(
         dln.theory.discrimination_law, layer=[1, 2], least_squares=make_matrix, n_layers=3
     ),
+    "theory.escape_time": call_of_function(
+        dln.theory.escape_time, sigma=1.0, initial=0.01, fraction=[0.5, 0.9], n_layers=3, loss_scale=1.0
+    ),
     "theory.first_order_split": call_of_function(
         dln.theory.first_order_split, problem=make_problem, weights=make_weights, layer=1
     ),
+    "theory.mode_strength": call_of_function(
+        dln.theory.mode_strength, time=[0.0, 1.0], sigma=1.0, initial=0.01, n_layers=3, loss_scale=1.0
+    ),
+    "theory.neural_tangent_kernel": call_of_function(dln.theory.neural_tangent_kernel, weights=make_weights),
     "theory.plateau_bounds": call_of_function(
         dln.theory.plateau_bounds, sigma=1.0, scale=0.1, n_layers=3, **RATES
     ),

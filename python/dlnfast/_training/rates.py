@@ -19,7 +19,7 @@ from .._support.arrays import check_scale, per_layer, scale_of, widths_of
 from .._support.schedule import Schedule, read_rate
 from .._weights.checks import require_arrays
 from .._weights.implicit import ImplicitWeights
-from ..theory import default_learning_rate, minimum_sharpness, stability_threshold
+from ..theory.descent import default_learning_rate, minimum_sharpness, stability_threshold
 from .curvature import constant_rate, layer_curvatures
 from .curvature import minimum_sharpness as minimum_sharpness_of_observed
 from .options import Adaptive, Options, PerLayer, Rate

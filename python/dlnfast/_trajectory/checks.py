@@ -53,7 +53,7 @@ def _check_config(run: Run) -> None:
 
 
 def _check_series(run: Run) -> None:
-    """Check losses, rates and steps. Losses that another program reported need not be finite."""
+    """Check losses, rates, times and steps. Losses that another program reported need not be finite."""
     is_complete = run.states.has_every_loss
     check_array(run.loss, "loss", (None,), finite=is_complete, dtype=np.float64)
     check_array(run.loss_steps, "loss_steps", (len(run.loss),), "i")
@@ -66,3 +66,7 @@ def _check_series(run: Run) -> None:
         check_array(run.rates, "rates", (None,), dtype=np.float64)
         if len(run.rates) > len(run.loss):
             raise ShapeError(f"rates has shape {run.rates.shape}; wanted at most {len(run.loss)}")
+    if run.times is not None:
+        check_array(run.times, "times", (len(run.loss),), dtype=np.float64)
+        if np.any(run.times[1:] <= run.times[:-1]):
+            raise ValueError("times does not increase")

@@ -45,6 +45,9 @@ def list_variables(run: Run) -> dict[str, Variable]:
         rates = run.rates
         text = "factor of the learning rates"
         found["rates"] = Variable((RATE_STEP,), text, lambda: rates)
+    if run.times is not None:
+        times = run.times
+        found["times"] = Variable((LOSS_STEP,), "time of the gradient flow", lambda: times)
     of_layers = LayerVariables(run.n_layers)
     run.states.add_variables(of_layers, run)
     return found | of_layers
@@ -152,7 +155,7 @@ def to_dataframe(run: Run) -> pandas.DataFrame:
     }
     if "singular_values" in held:
         columns["index"] = np.tile(indices, n)
-    for dim, name in ((LOSS_STEP, "loss"), (RATE_STEP, "rates")):
+    for dim, name in ((LOSS_STEP, "loss"), (RATE_STEP, "rates"), (LOSS_STEP, "times")):
         if name in offered:
             columns[name] = repeat_over_rows(
                 _select_steps(run.steps, read_coordinate(run, dim), offered[name].read())

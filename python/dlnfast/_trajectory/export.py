@@ -78,6 +78,7 @@ def export(
 
     =================================== ================================================================
     loss (loss_step), rates (rate_step) `Trajectory.loss`, `Trajectory.rates`
+    times (loss_step)                   `Trajectory.times`, of a gradient flow
     singular_values, their _errors      (step, layer, index)
     branches, clusters, signs           (step, layer, index), where the dense engine or `track` recorded
     left_angles, right_angles           (step, layer, index), radians, to the limit; where vectors, or
@@ -147,7 +148,8 @@ def _find_dimension(name: str) -> str:
     """Return the dimension along which an array of a part grows."""
     if name.startswith("snapshot"):
         return WEIGHT_STEP
-    return {"loss": LOSS_STEP, "loss_steps": LOSS_STEP, "rates": RATE_STEP}.get(name, STEP)
+    series = {"loss": LOSS_STEP, "loss_steps": LOSS_STEP, "times": LOSS_STEP, "rates": RATE_STEP}
+    return series.get(name, STEP)
 
 
 def _write(store: Store, head: Trajectory, parts: Iterable[Arrays], names: Sequence[str] | None) -> None:

@@ -20,7 +20,7 @@ from .states import COMPLETE
 from .trajectory import FORMAT, FORMAT_VERSION, Trajectory, find_states_class
 
 #: Arrays that grow by the step, not by the record.
-SERIES = ("loss", "loss_steps", "rates")
+SERIES = ("loss", "loss_steps", "rates", "times")
 
 
 def load(path: str | os.PathLike[str], *, every: int = 1) -> Trajectory:
@@ -110,7 +110,7 @@ def read_header(folder: RunFolder, problem: Problem | Observations | None = None
 
 def list_records(run: Trajectory) -> Arrays:
     """Return all arrays that grow during a run, under their names in files."""
-    series = {"loss": run.loss, "loss_steps": run.loss_steps, "rates": run.rates}
+    series = {"loss": run.loss, "loss_steps": run.loss_steps, "rates": run.rates, "times": run.times}
     found = {name: array for name, array in series.items() if array is not None}
     return run.states.record_arrays() | {"steps": run.steps} | found
 
@@ -127,6 +127,7 @@ def replace_records(run: Trajectory, arrays: Arrays) -> Trajectory:
         wall_time=run.wall_time,
         rates=arrays.get("rates"),
         loss_steps=arrays.get("loss_steps"),
+        times=arrays.get("times"),
     )
 
 

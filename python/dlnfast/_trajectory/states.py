@@ -38,6 +38,7 @@ class Run(Protocol):
     loss: Table
     loss_steps: IntArray
     rates: Table | None
+    times: Table | None
     config: dict[str, Any]
     certificate: Certificate
     wall_time: float

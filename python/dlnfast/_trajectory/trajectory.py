@@ -27,6 +27,7 @@ from .._support.arrays import (
 from .._support.file_checks import translate_part_errors
 from .._support.files import Arrays, write_whole
 from .._support.products import multiply
+from ..theory.kernel import NeuralTangentKernel, neural_tangent_kernel
 from .checks import check_run
 from .dataset import to_dataframe, to_xarray
 from .dense import DenseStates
@@ -72,7 +73,7 @@ def find_states_class(layout: str, engine: str) -> type[States]:
 
 
 class Trajectory(TrajectoryBase):
-    """The records of a run of `train`. Layers are counted from 1, as in the mathematics.
+    """The records of a run of `train` or `flow`. Layers are counted from 1, as in the mathematics.
 
     Or the records of `dlnfast.torch.track`, of a model that another program trained. Its layers have names,
     which all methods take instead of numbers, and need not form a chain.
@@ -99,6 +100,9 @@ class Trajectory(TrajectoryBase):
         Seconds that `train` took.
     rates : ndarray, shape (T,), or None
         Factors of the layers' learning rates at each step, where these adapt.
+    times : ndarray, shape (T + 1,), or None
+        Times of a gradient flow (`dlnfast.flow`), one for each loss; its steps are indices into them, and
+        ``times[steps]`` are the times of the records. None for gradient descent.
     """
 
     def _gradients(self, weights: Sequence[FloatArray]) -> list[FloatArray]:
@@ -287,6 +291,26 @@ class Trajectory(TrajectoryBase):
             result = multiply(weight, result)
         return result
 
+    def neural_tangent_kernel(self, step: int = -1) -> NeuralTangentKernel:
+        """Return the neural tangent kernel of ``W_{L:1}`` at a recorded step.
+
+        Parameters
+        ----------
+        step : int
+            Step with a record or a snapshot, as in `weights`; -1 for the last.
+
+        Returns
+        -------
+        NeuralTangentKernel
+            `theory.neural_tangent_kernel` of ``all_weights(step)``, as factors; O(L d^3).
+
+        Raises
+        ------
+        ValueError
+            If the weights of that step were not recorded.
+        """
+        return neural_tangent_kernel(self.all_weights(step))
+
     def features(self, layer: int, X: npt.ArrayLike | None = None, step: int = -1) -> FloatArray:
         """Return ``Z_l = W_l .. W_1 X`` at a recorded step.
 
@@ -365,6 +389,8 @@ class Trajectory(TrajectoryBase):
         arrays: Arrays = {"steps": self.steps, "loss": self.loss}
         if self.rates is not None:
             arrays["rates"] = self.rates
+        if self.times is not None:
+            arrays["times"] = self.times
         if not self.states.has_every_loss:
             arrays["loss_steps"] = self.loss_steps
         metadata = {
@@ -415,6 +441,7 @@ class Trajectory(TrajectoryBase):
                 wall_time=metadata["wall_time"],
                 rates=arrays.get("rates"),
                 loss_steps=arrays.get("loss_steps"),
+                times=arrays.get("times"),
             )
         check_run(run, run.problem)
         return run
@@ -448,9 +475,9 @@ class Trajectory(TrajectoryBase):
         pandas.DataFrame
             Columns ``step``, ``layer`` (from 1), ``layer_name``, ``index`` (of the value, from 0) and those
             variables of `to_xarray` that belong to a value or to a layer: ``singular_values``,
-            ``singular_value_errors``, angles, branches, numbers of the tracker. ``loss`` and ``rates`` are
-            those of the record's step, NaN where none is known; the losses of all steps are in `loss`. A run
-            without singular values has a row for every layer and record.
+            ``singular_value_errors``, angles, branches, numbers of the tracker. ``loss``, ``rates`` and
+            ``times`` are those of the record's step, NaN where none is known; the losses of all steps are in
+            `loss`. A run without singular values has a row for every layer and record.
 
         Raises
         ------

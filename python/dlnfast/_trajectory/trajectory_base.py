@@ -39,6 +39,7 @@ class TrajectoryBase(ABC):
         wall_time: float,
         rates: Table | None = None,
         loss_steps: IntArray | None = None,
+        times: Table | None = None,
     ) -> None:
         self.steps = steps
         self.loss = loss
@@ -49,6 +50,7 @@ class TrajectoryBase(ABC):
         self.config = dict(config)
         self.wall_time = wall_time
         self.rates = rates
+        self.times = times
 
     @property
     def engine(self) -> str:

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Closed forms for gradient descent on deep linear networks, for comparison with measurements.
-
-Symbols: L layers, initial scale eps (W_l(0) = eps Q_l), loss c/2 ||W_{L:1} - Phi||_F^2 for whitened inputs,
-learning rate eta. There is no weight decay and no momentum, unless they are among the arguments.
-"""
+"""Closed forms for gradient descent: first step, modes, plateaus, stable rates, features."""
 
 from __future__ import annotations
 
@@ -14,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import reference as plain
-from ._problem.low_rank import LowRank, as_dense
-from ._problem.problem import Problem, check_problem
-from ._support.arrays import (
+from .. import reference as plain
+from .._problem.low_rank import LowRank, as_dense
+from .._problem.problem import Problem, check_problem
+from .._support.arrays import (
     FloatArray,
     as_array,
     as_list,
@@ -28,7 +24,7 @@ from ._support.arrays import (
     per_layer,
     scale_of,
 )
-from ._support.errors import AssumptionError, ShapeError
+from .._support.errors import AssumptionError, ShapeError
 
 __all__ = [
     "FirstOrderSplit",
