@@ -342,7 +342,7 @@ OTHERS = {
     "Sensing.from_arrays", "Sensing.target_values", "SVDTracker.from_state_dict", "Certificate.from_dict",
     "Trajectory.from_arrays", "Trajectory.to_arrays", "MatrixCompletion.get_params", "Checkpoint.of",
     "Trajectory.block_angles",  # of tracked models: test_torch_track.py
-    "MatrixCompletion.set_params",
+    "MatrixCompletion.set_params", "optimizers.Optimizer",  # the base class of the rules
 }  # fmt: skip
 
 

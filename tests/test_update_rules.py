@@ -14,6 +14,7 @@ from tolerances import tolerance
 import dlnfast as dln
 from dlnfast import reference
 from dlnfast._config import spec
+from dlnfast._training.rules import direction_scales, rank_tolerance
 from dlnfast.optimizers import (
     Muon,
     Nesterov,
@@ -75,12 +76,12 @@ def rule_in_numpy(optimizer, widths):
 
     def orthogonalize(matrix):
         if optimizer.method == "polar":
-            return reference.polar_factor(matrix, optimizer.tolerance_of_rank(F64))
+            return reference.polar_factor(matrix, rank_tolerance(optimizer, F64))
         return reference.newton_schulz(matrix, COEFFICIENTS, 5, optimizer.epsilon)
 
     return [
         reference.muon(orthogonalize, looks_ahead=optimizer.nesterov, scale=scale)
-        for scale in optimizer.direction_scales(widths)
+        for scale in direction_scales(optimizer, widths)
     ]
 
 

@@ -14,12 +14,9 @@ of `train`, and V(0) = 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Final
-
-import numpy as np
-import numpy.typing as npt
 
 from ._support.arrays import check_choice, check_count, check_flag, check_scale, per_layer
 from ._support.errors import AssumptionError
@@ -72,45 +69,6 @@ class Optimizer:
     def _check(self) -> None:
         """Raise for a setting out of its range."""
 
-    def own_momentum(self) -> PerLayer | Schedule | None:
-        """Return the momentum of the settings; None if the option ``momentum`` of `train` counts.
-
-        Returns
-        -------
-        float, sequence of float, Schedule or None
-        """
-        return getattr(self, "momentum", None)
-
-    def core_arguments(self, widths: Sequence[int], dtype: np.dtype[Any]) -> dict[str, Any] | None:
-        """Return the settings for the core; None for gradient descent.
-
-        Parameters
-        ----------
-        widths : sequence of int
-            d_0 .. d_L.
-        dtype : dtype
-            Precision of the weights.
-
-        Returns
-        -------
-        dict or None
-
-        Raises
-        ------
-        AssumptionError
-            For a rule that acts on each entry by itself, which the core does not have.
-        """
-        return self._core(widths, dtype)
-
-    def _core(self, widths: Sequence[int], dtype: np.dtype[Any]) -> dict[str, Any] | None:
-        del widths, dtype
-        raise AssumptionError(
-            f"optimizer is {self.name!r}: rates that differ from entry to entry destroy the invariant "
-            "subspaces (the weights end up 50-70 % away from any reduced run), so neither the reduced nor "
-            'the dense engine offers it; wanted engine="torch", or "gd", "nesterov", "muon", "spectral-sign" '
-            'or "shampoo"'
-        )
-
     def to_dict(self) -> dict[str, Any]:
         """Return name and settings, in values that JSON and TOML know.
 
@@ -138,10 +96,6 @@ class GradientDescent(Optimizer):
 
     name = "gd"
 
-    def _core(self, widths: Sequence[int], dtype: np.dtype[Any]) -> dict[str, Any] | None:
-        del widths, dtype
-        return None
-
 
 @dataclass(frozen=True)
 class Nesterov(Optimizer):
@@ -160,10 +114,6 @@ class Nesterov(Optimizer):
 
     def _check(self) -> None:
         read_rate(self.momentum, "momentum (mu)", below=1.0)
-
-    def _core(self, widths: Sequence[int], dtype: np.dtype[Any]) -> dict[str, Any] | None:
-        del widths, dtype
-        return _core_arguments("nesterov")
 
 
 @dataclass(frozen=True)
@@ -230,51 +180,6 @@ class Muon(Optimizer):
         if self.rank_tolerance is not None:
             check_scale(self.rank_tolerance, "rank_tolerance", below=1.0)
 
-    def _core(self, widths: Sequence[int], dtype: np.dtype[Any]) -> dict[str, Any] | None:
-        return _core_arguments(
-            "muon",
-            nesterov=self.nesterov,
-            method=self.method,
-            iterations=self.steps,
-            coefficients=list(self.coefficients),
-            epsilon=self.epsilon,
-            direction_scale=self.direction_scales(widths).tolist(),
-            rank_tolerance=self.tolerance_of_rank(dtype),
-        )
-
-    def tolerance_of_rank(self, dtype: np.dtype[Any]) -> float:
-        """Return the rank tolerance in a precision.
-
-        Parameters
-        ----------
-        dtype : dtype
-            Precision of the weights.
-
-        Returns
-        -------
-        float
-        """
-        return math.sqrt(np.finfo(dtype).eps) if self.rank_tolerance is None else float(self.rank_tolerance)
-
-    def direction_scales(self, widths: Sequence[int]) -> npt.NDArray[np.float64]:
-        """Return the factor q of every layer.
-
-        Parameters
-        ----------
-        widths : sequence of int
-            d_0 .. d_L.
-
-        Returns
-        -------
-        ndarray, shape (L,)
-        """
-        rows, cols = np.array(widths[1:], dtype=np.float64), np.array(widths[:-1], dtype=np.float64)
-        if self.scale is None:
-            return np.ones(len(rows))
-        if self.scale == "original":
-            return np.sqrt(np.maximum(1.0, rows / np.maximum(cols, 1.0)))
-        return 0.2 * np.sqrt(np.maximum(rows, cols))
-
 
 @dataclass(frozen=True)
 class SpectralSign(Optimizer):
@@ -299,15 +204,6 @@ class SpectralSign(Optimizer):
 
     def _check(self) -> None:
         read_rate(self.momentum, "momentum (mu)", below=1.0)
-
-    def _core(self, widths: Sequence[int], dtype: np.dtype[Any]) -> dict[str, Any] | None:
-        return self.as_muon()._core(widths, dtype)
-
-    def as_muon(self) -> Muon:
-        """Return the same rule as settings of `Muon`."""
-        return Muon(
-            self.momentum, nesterov=False, method="polar", scale=None, rank_tolerance=self.rank_tolerance
-        )
 
 
 @dataclass(frozen=True)
@@ -344,10 +240,6 @@ class Shampoo(Optimizer):
         check_scale(self.epsilon, "epsilon", strict=True)
         check_scale(self.decay, "decay", at_most=1.0)
         read_rate(self.momentum, "momentum (mu)", below=1.0)
-
-    def _core(self, widths: Sequence[int], dtype: np.dtype[Any]) -> dict[str, Any] | None:
-        del widths, dtype
-        return _core_arguments("shampoo", epsilon=self.epsilon, decay=self.decay)
 
 
 @dataclass(frozen=True)
@@ -419,6 +311,10 @@ def optimizer_from(value: str | Optimizer | Mapping[str, Any]) -> Optimizer:
     -----
     Cost: O(1).
     """
+    if type(value) is Optimizer:
+        raise TypeError(
+            "optimizer is an Optimizer, the base class; wanted settings of a rule, such as Muon()"
+        )
     if isinstance(value, Optimizer):
         return value.checked()
     settings: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"name": value}
@@ -448,17 +344,3 @@ def optimizer_from(value: str | Optimizer | Mapping[str, Any]) -> Optimizer:
         if isinstance(settings.get(key), list):
             settings[key] = tuple(settings[key])
     return rule(**settings).checked()
-
-
-def _core_arguments(rule: str, **settings: Any) -> dict[str, Any]:
-    return {
-        "rule": rule,
-        "nesterov": False,
-        "method": "newton-schulz",
-        "iterations": 0,
-        "coefficients": list(_COEFFICIENTS),
-        "epsilon": 0.0,
-        "decay": 1.0,
-        "direction_scale": [],
-        "rank_tolerance": 0.0,
-    } | settings

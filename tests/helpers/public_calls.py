@@ -135,6 +135,37 @@ def call_of_function(call, **arguments):
     return lambda: (call, {k: v() if callable(v) else v for k, v in arguments.items()})
 
 
+def call_of_rule(rule, **settings):
+    """Return a run of `train` as a function of the settings of an update rule."""
+    engine = "torch" if rule.is_entrywise else "auto"
+
+    def run(**changed):
+        optimizer = rule(**changed)
+        return dln.train(
+            make_problem(), make_weights(), learning_rate=0.01, steps=3, optimizer=optimizer, engine=engine
+        )
+
+    return lambda: (run, dict(settings))
+
+
+RULES = {
+    "GradientDescent": {},
+    "Nesterov": {"momentum": 0.5},
+    "Muon": {
+        "momentum": 0.5,
+        "nesterov": True,
+        "method": "polar",
+        "steps": 3,
+        "coefficients": (3.0, -4.0, 2.0),
+        "epsilon": 1e-7,
+        "scale": "original",
+        "rank_tolerance": 1e-8,
+    },
+    "SpectralSign": {"momentum": 0.5, "rank_tolerance": 1e-8},
+    "Shampoo": {"epsilon": 1e-2, "decay": 0.9, "momentum": 0.5},
+    "Adam": {"betas": (0.9, 0.99), "epsilon": 1e-8},
+    "AdamW": {"betas": (0.9, 0.99), "epsilon": 1e-8},
+}
 RATES = {"loss_scale": 1.0, "learning_rate": 0.1}
 CALLS = {
     "Adaptive": lambda: (
@@ -149,6 +180,19 @@ CALLS = {
         ),
         {"rule": [0.1, 0.05, 0.02]},
     ),
+    "Schedule.cosine": call_of_function(dln.Schedule.cosine, peak=0.1, steps=9, warmup=2, final=0.01),
+    "Schedule.piecewise": call_of_function(dln.Schedule.piecewise, values={0: 0.1, 3: 0.01}),
+    "Schedule.from_values": call_of_function(dln.Schedule.from_values, values=[0.1, 0.2]),
+    "Schedule.from_dict": call_of_function(
+        dln.Schedule.from_dict, definition={"schedule": "values", "values": [0.1]}
+    ),
+    "Schedule.resolve": call_of_method(lambda: dln.Schedule(lambda t: 0.1), "resolve", steps=3),
+    "Schedule.values": call_of_method(lambda: dln.Schedule.cosine(0.1, 5), "values", steps=3, n_layers=2),
+    **{
+        f"optimizers.{name}": call_of_rule(getattr(dln.optimizers, name), **settings)
+        for name, settings in RULES.items()
+    },
+    "optimizers.optimizer_from": call_of_function(dln.optimizers.optimizer_from, value="muon"),
     "BiasOptions": call_of_options("biases", dln.BiasOptions, kind="both", penalty=1.0),
     "Checkpoint": call_of_function(dln.Checkpoint, directory="nowhere", every=3, seconds=1.0),
     "Completion": call_of_function(

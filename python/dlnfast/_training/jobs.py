@@ -26,10 +26,11 @@ from .._trajectory.reduced import ReducedStates
 from .._trajectory.states import COMPLETE, States
 from .._trajectory.trajectory import Trajectory
 from .._weights.implicit import ImplicitWeights
-from ..optimizers import Optimizer, Shampoo
+from ..optimizers import Shampoo
 from .options import Options
 from .rates import divergence_text
 from .request import Request
+from .rules import core_rule
 
 if TYPE_CHECKING:
     from .. import _core as types
@@ -381,7 +382,7 @@ def core_arguments(
     request: Request, outputs: Outputs, bar: ProgressBar, on_flush: Callable[[int], None] | None = None
 ) -> types.Run:
     """Return the arguments that all engines have in common."""
-    adaptive, rule = request.adaptive, request.optimizer
+    adaptive = request.adaptive
     return {
         "learning_rate": request.learning_rate.tolist(),
         "weight_decay": request.weight_decay.tolist(),
@@ -389,7 +390,7 @@ def core_arguments(
         "learning_rate_table": request.tables.learning_rate,
         "weight_decay_table": request.tables.weight_decay,
         "momentum_table": request.tables.momentum,
-        "optimizer": None if rule is None else _core_rule(rule, request),
+        "optimizer": core_rule(request.optimizer, request.widths, request.dtype),
         "steps": request.steps,
         "record_every": request.record_every,
         "tolerance": -1.0 if request.tolerance is None else request.tolerance,
@@ -408,12 +409,6 @@ def core_arguments(
         "first": outputs.begin,
         "flush_every": request.flush_every,
     }
-
-
-def _core_rule(rule: Optimizer, request: Request) -> types.Optimizer | None:
-    if rule.is_entrywise:  # of the torch engine, which reads the settings themselves
-        return None
-    return cast("types.Optimizer | None", rule.core_arguments(request.widths, request.dtype))
 
 
 def refuse_unread_options(job: Job, options: Options) -> None:

@@ -25,6 +25,7 @@ from .._support.schedule import PerLayer, Schedule, read_rate
 from .._support.threads import MAX_THREADS
 from ..optimizers import Optimizer, optimizer_from
 from .registry import ENGINES, check_engine_name, is_engine_name
+from .rules import refuse_entrywise
 
 __all__ = ["Adaptive", "Callback", "Options", "PerLayer", "Rate", "Record", "TrainOptions"]
 
@@ -326,14 +327,14 @@ class Options:
         rule = optimizer_from(self.optimizer)
         if rule.name == "gd":
             return "gd", momentum
-        if rule.is_entrywise and self.engine.partition(":")[0] != "torch":
-            rule.core_arguments((), np.dtype(np.float64))  # raises with the reason
+        if self.engine.partition(":")[0] != "torch":
+            refuse_entrywise(rule)
         if self.adaptive is not None:
             raise ValueError(
                 f"learning_rate is adaptive and optimizer is {rule.name!r}; wanted numbers or a Schedule: "
                 'the stability threshold holds for "gd" only'
             )
-        own = rule.own_momentum()
+        own: Rate | None = getattr(rule, "momentum", None)
         is_set = isinstance(momentum, Schedule) or bool(np.any(momentum))
         if own is None:
             if is_set:

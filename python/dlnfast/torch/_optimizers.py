@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._training.rules import as_muon, direction_scales, rank_tolerance
 from ..optimizers import Adam, AdamW, Muon, Nesterov, Optimizer, Shampoo, SpectralSign
 
 #: Tensors that a rule keeps for a layer, by name.
@@ -37,8 +38,8 @@ def make_layer_rule(rule: Optimizer, weight: torch.Tensor) -> tuple[LayerRule, S
     if isinstance(rule, Nesterov):
         return _step_nesterov, zeros
     if isinstance(rule, (Muon, SpectralSign)):
-        muon = rule if isinstance(rule, Muon) else rule.as_muon()
-        scale = float(muon.direction_scales((columns, rows))[0])
+        muon = as_muon(rule)
+        scale = float(direction_scales(muon, (columns, rows))[0])
         return _Muon(muon, scale, weight), zeros
     if isinstance(rule, Shampoo):
         eye = rule.epsilon * torch.eye(rows, dtype=torch.float64, device=weight.device)
@@ -61,7 +62,7 @@ def _step_nesterov(
 class _Muon:
     def __init__(self, rule: Muon, scale: float, weight: torch.Tensor) -> None:
         self.rule, self.scale = rule, scale
-        self.tolerance = rule.tolerance_of_rank(np.dtype(str(weight.dtype).removeprefix("torch.")))
+        self.tolerance = rank_tolerance(rule, np.dtype(str(weight.dtype).removeprefix("torch.")))
 
     def __call__(
         self,
