@@ -84,9 +84,10 @@ class _Muon:
         if self.rule.method == "polar":
             left, values, right = torch.linalg.svd(matrix, full_matrices=False)
             counts = values > self.tolerance * values[:1]
-            return (left * counts.to(left.dtype)) @ right
+            polar: torch.Tensor = (left * counts.to(left.dtype)) @ right
+            return polar
         a, b, c = self.rule.coefficients
-        result = matrix / torch.linalg.matrix_norm(matrix).clamp(min=self.rule.epsilon)
+        result: torch.Tensor = matrix / torch.linalg.matrix_norm(matrix).clamp(min=self.rule.epsilon)
         is_wide = result.shape[0] <= result.shape[1]
         for _ in range(self.rule.steps):
             gram = result @ result.T if is_wide else result.T @ result
@@ -122,7 +123,8 @@ class _Shampoo:
 def _inverse_fourth_root(matrix: torch.Tensor) -> torch.Tensor:
     values, vectors = torch.linalg.eigh(matrix)
     least = 1e-16 * float(values.abs().max().clamp(min=1e-300))
-    return (vectors * values.clamp(min=least).pow(-0.25)) @ vectors.T
+    root: torch.Tensor = (vectors * values.clamp(min=least).pow(-0.25)) @ vectors.T
+    return root
 
 
 class _Adam:
