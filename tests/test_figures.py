@@ -182,6 +182,20 @@ def test_collapse_reports_runs_that_did_not_converge(tmp_path, capsys):
     assert "NOT CONVERGED" in capsys.readouterr().out
 
 
+# optimizers
+
+
+def test_only_adam_leaves_the_subspaces(tmp_path):
+    pytest.importorskip("torch")
+    numbers = run_figure(tmp_path, "optimizers", "--steps", "60", "--dim", "16", "--rank", "2")["numbers"]
+    shares, moved = numbers["final_share"], numbers["moved_values"]
+    assert list(shares) == ["gradient descent", "Nesterov", "Muon", "Shampoo", "Adam"]
+    assert shares.pop("Adam") > 0.05
+    assert max(shares.values()) < 1e-12
+    assert moved.pop("Adam") == 16
+    assert set(moved.values()) == {4}
+
+
 # edge-of-stability
 
 

@@ -53,6 +53,7 @@ FIGURES: Final = {
     "progressive-collapse": "features collapse by the same factor in every linear layer of a classifier",
     "feature-compression-theory": "compression, discrimination and balance of a trained linear classifier",
     "edge-of-stability": "modes, loss and sharpness at learning rates around and beyond the threshold",
+    "optimizers": "update rules that keep the invariant subspaces, and Adam, which does not",
     "factorisation-compressed": "a deep factorisation and its exact compression: loss, time and path",
     "completion-compressed": "matrix completion by narrow networks: recovery, time, rank, width and depth",
     "sensing-compressed": "matrix sensing by narrow networks: relative error against iterations and time",
