@@ -23,9 +23,8 @@ from .._support.keys import Key
 from .._support.moved import check_keywords
 from .._support.schedule import PerLayer, Schedule, read_rate
 from .._support.threads import MAX_THREADS
-from ..optimizers import Optimizer, optimizer_from
+from ..optimizers import Optimizer, optimizer_from, refuse_entrywise
 from .registry import ENGINES, check_engine_name, is_engine_name
-from .rules import refuse_entrywise
 
 __all__ = ["Adaptive", "Callback", "Options", "PerLayer", "Rate", "Record", "TrainOptions"]
 

@@ -10,22 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .._support.errors import AssumptionError
 from ..optimizers import Muon, Nesterov, Optimizer, Shampoo, SpectralSign
 
 if TYPE_CHECKING:
     from .. import _core as types
-
-
-def refuse_entrywise(rule: Optimizer) -> None:
-    """Raise for a rule that acts on each entry by itself, which only the torch engine runs."""
-    if rule.is_entrywise:
-        raise AssumptionError(
-            f"optimizer is {rule.name!r}: rates that differ from entry to entry destroy the invariant "
-            "subspaces (the weights end up 50-70 % away from any reduced run), so neither the reduced nor "
-            'the dense engine offers it; wanted engine="torch", or "gd", "nesterov", "muon", "spectral-sign" '
-            'or "shampoo"'
-        )
 
 
 def core_rule(rule: Optimizer | None, widths: Sequence[int], dtype: np.dtype[Any]) -> types.Optimizer | None:
