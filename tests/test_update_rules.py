@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,10 @@ from tolerances import tolerance
 import dlnfast as dln
 from dlnfast import reference
 from dlnfast._config import spec
+from dlnfast._support.progress import ProgressBar
+from dlnfast._training.engines import resolve
+from dlnfast._training.jobs import Outputs, core_arguments
+from dlnfast._training.options import Options
 from dlnfast._training.rules import direction_scales, rank_tolerance
 from dlnfast.optimizers import (
     Muon,
@@ -232,20 +237,31 @@ def test_layers_of_rate_zero_at_some_steps_keep_their_velocity(dim):
     np.testing.assert_array_equal(run.all_weights()[1], weights[1])
 
 
+@pytest.mark.parametrize("dim", [12, 40])
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
-def test_a_cosine_equals_single_steps_to_the_last_bit(engine, tmp_path):
-    """A run that is checkpointed at every step, and one whose schedule has the rates of each step."""
-    problem, weights = square(3)
+def test_a_cosine_equals_a_loop_of_single_steps_bit_for_bit(engine, dim):
+    """Each step of the loop is a call of the core of its own, with one constant rate."""
+    problem = dln.low_rank_recovery(dim, 2, seed=1)
+    weights = dln.orthogonal([dim] * 4, 0.7, seed=2)
     rate = dln.Schedule.cosine(0.5, 50, warmup=5)
-    options = {"momentum": 0.9, "engine": engine, "steps": 50, "n_threads": 1}
+    record = dln.Record(singular_values=None)
+    options = {"momentum": 0.9, "engine": engine, "steps": 50, "n_threads": 1, "record": record}
     whole = dln.train(problem, weights, learning_rate=rate, **options)
-    stepwise = dln.train(
-        problem, weights, learning_rate=dln.Schedule(lambda t: float(rate.values(50)[t])), **options,
-        checkpoint=dln.Checkpoint(tmp_path / "run", every=1),
-    )  # fmt: skip
-    np.testing.assert_array_equal(whole.loss, stepwise.loss)
-    for a, b in zip(whole.all_weights(), stepwise.all_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+
+    chosen = Options(learning_rate=0.0, **options).checked()
+    chosen_engine, request, _ = resolve(chosen, problem, weights)
+    request = replace(request, flush_every=1)  # the state is kept between calls
+    job, losses = chosen_engine.prepare(request), []
+    for step, eta in enumerate(rate.values(50)):
+        outputs = Outputs(request)
+        arguments = core_arguments(request, outputs, ProgressBar(0, False), lambda step: None)
+        job.run({**arguments, "learning_rate": [eta] * 3, "first": step, "steps": step + 1})
+        losses.append(outputs.loss[0])
+    np.testing.assert_array_equal(whole.loss[:-1], losses)
+    last = job.cores if engine == "reduced" else job.weights
+    wanted = whole.states.cores if engine == "reduced" else None
+    for i, end in enumerate(last):
+        np.testing.assert_array_equal(end, wanted[i][-1] if wanted else whole.all_weights()[i])
 
 
 @pytest.mark.parametrize("engine", ["reduced", "dense"])
