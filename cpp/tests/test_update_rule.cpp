@@ -76,7 +76,8 @@ void roots_are_inverse() {
     p.diagonal().array() += 1e-2;
     const Matrix<double> root = inverse_fourth_root(MatrixRef<double>(p));
     const Matrix<double> square = root * root;
-    CHECK_NEAR(distance<double>(square * p * square, Matrix<double>::Identity(n, n)), 0.0, 1e-9);
+    const Matrix<double> product = square * p * square, one = Matrix<double>::Identity(n, n);
+    CHECK_NEAR(distance(product, one), 0.0, 1e-9);
   }
 }
 

@@ -611,6 +611,7 @@ CASES: Final[dict[str, str]] = {
     "reduced-step": "cases:reduced_step",
     "wide-run": "cases:wide_run",
     "batch": "cases:batch",
+    "update-rules": "update_rules:update_rules",
     "sweep-usage": "sweeps:usage",
     "tracking-bounds": "tracking:bounds",
     "tracking-peers": "tracking:peers",
