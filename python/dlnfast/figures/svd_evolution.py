@@ -183,11 +183,11 @@ def draw(settings: Settings, result: Result) -> Figure:
             flat.add_line(line)
             handles.append(line)
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)
-    figure.suptitle(_title(settings, result), fontsize=13, y=0.985)
+    figure.suptitle(_title(settings), fontsize=13, y=0.985)
     return figure
 
 
-def _title(settings: Settings, result: Result) -> str:
+def _title(settings: Settings) -> str:
     parts = [
         f"$d = {settings.dim}$",
         f"$r = {settings.rank}$",
@@ -197,8 +197,8 @@ def _title(settings: Settings, result: Result) -> str:
     if settings.momentum > 0:
         parts.append(f"momentum {settings.momentum:g}")
     if settings.inputs == "gaussian":
-        parts.append(f"{settings.samples} Gaussian inputs, not white (Gaussian targets: ours)")
+        parts.append(f"{settings.samples} Gaussian inputs, not white; Gaussian targets")
     if _is_large(settings):
         parts.append("modes and prefactor of $d = 30$")
     heading = f"Layer {settings.layer} of {settings.depth} of a deep linear network"
-    return f"{heading}, {result.numbers['engine']} engine\n{', '.join(parts)}"
+    return f"{heading}\n{', '.join(parts)}"
