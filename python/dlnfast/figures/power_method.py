@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from .. import measures, theory
+from .._problem.low_rank import LowRank
 from .._problem.observations import Completion
 from .._problem.problem import Problem
 from .._problem.standard import low_rank_recovery
@@ -67,11 +68,12 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
         check_count(getattr(settings, name), name)
     for name in ("fraction", "deep_fraction", "shallow_scale", "deep_scale"):
         check_scale(getattr(settings, name), name, strict=True)
+    target = spaced_target(settings.dim, settings.published_rank, settings.seed, "published_rank")
     problem = low_rank_recovery(settings.dim, settings.rank, settings.seed)
     first = _take_first_steps(settings, problem)
     shallow = _compare(settings, problem, 2, settings.shallow_scale, settings.fraction, progress)
     deep = _compare(settings, problem, 3, settings.deep_scale, settings.deep_fraction, progress)
-    similarities = _follow_vectors(settings, progress)
+    similarities = _follow_vectors(settings, target, progress)
     displays: dict[str, Any] = {
         "first step": SeriesDisplay(
             {label: (settings.scales, values) for label, values in first["angles"].items()},
@@ -190,10 +192,9 @@ def _plot_sines(record: dict[str, Any]) -> SeriesDisplay:
     )
 
 
-def _follow_vectors(settings: Settings, progress: bool) -> dict[str, Any]:
+def _follow_vectors(settings: Settings, target: LowRank, progress: bool) -> dict[str, Any]:
     """Return |<u_1(W_L), u_1(Phi)>| and |<v_1(W_1), v_1(Phi)>|, with all entries known and with some."""
     dim = settings.dim
-    target = spaced_target(dim, settings.published_rank, settings.seed, "published_rank")
     generator = random_generator(settings.seed, ("power-method", "observed"))
     chosen = generator.permutation(dim**2)[: max(round(settings.observed * dim**2), 1)]
     rows, columns = np.divmod(chosen, dim)
