@@ -762,7 +762,7 @@ def power_iteration(
         rising, falling = (1 + growth) ** count, (1 - growth) ** count
         even, odd = ((rising + falling) / 2 - 1)[:, np.newaxis], ((rising - falling) / 2)[:, np.newaxis]
         left, right = factors.U.T @ above, factors.V.T @ below.T
-        result = [
+        result: list[FloatArray] = [
             below + (factors.V @ (even * right + odd * left)).T,
             above + factors.U @ (even * left + odd * right),
         ]

@@ -63,7 +63,8 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
     for width in settings.widths:
         check_count(width, "widths", minimum=_NARROWEST)
     drawn = settings.drawn_width if settings.drawn_width in settings.widths else settings.widths[-1]
-    records, curves = {}, {}
+    records: dict[str, list[dict[str, Any]]] = {}
+    curves: dict[str, dict[str, list[float]]] = {}
     for depth in settings.depths:
         label = f"$L = {check_count(depth, 'depths', minimum=2)}$"
         records[label] = []
@@ -121,7 +122,7 @@ def _run(
         tolerance=settings.tolerance * first,
         record=Record(every=settings.steps, progress=progress),
     )
-    record = {
+    record: dict[str, Any] = {
         "steps": len(run.loss) - 1 if run.outcome == "converged" else None,
         "seconds": run.wall_time,
         "learning_rate": rate,

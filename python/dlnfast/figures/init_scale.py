@@ -114,16 +114,16 @@ def _run(
     loss = run.loss / first
     learned = total if run.outcome == "converged" else None
     # The records around the escape, twice: with few of them for the whole run, then for its part before.
-    escape: int | None = total
+    escape: int | None = None
+    until = total
     for _ in range(2):
-        every = max(escape // _RECORDS, 1)
-        run = train(problem, weights, record=Record(every=every), **(options | {"steps": escape}))
+        record = Record(every=max(until // _RECORDS, 1))
+        run = train(problem, weights, record=record, **(options | {"steps": until}))
         modes = np.array([measures.mode_strengths(problem, run.end_to_end(int(t)))[0] for t in run.steps])
         above = np.flatnonzero(modes >= sigma / 2)
         if not above.size:
-            escape = None
             break
-        escape = int(run.steps[above[0]])
+        escape = until = int(run.steps[above[0]])
     positions = np.unique(np.concatenate([[0], np.geomspace(1, max(total, 1), 400).astype(int)]))
     return {
         "escape": escape,

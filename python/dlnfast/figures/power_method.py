@@ -198,7 +198,7 @@ def _follow_vectors(settings: Settings, target: LowRank, progress: bool) -> dict
     generator = random_generator(settings.seed, ("power-method", "observed"))
     chosen = generator.permutation(dim**2)[: max(round(settings.observed * dim**2), 1)]
     rows, columns = np.divmod(chosen, dim)
-    problems = {
+    problems: dict[str, Problem | Completion] = {
         "all entries": Problem(target, loss_scale=1 / dim**2),
         f"{100 * settings.observed:g} % of the entries": Completion(
             rows, columns, target.dense()[rows, columns], (dim, dim), reduction="observed", truth=target
