@@ -138,21 +138,68 @@ def test_fig_nonwhitened_data():
     assert largest_difference(run.all_weights(), expected) < 1e-14
 
 
-def test_fig_nonwhitened_data_prints_the_values_of_the_notebook():
-    """The last version of the notebook: inputs not divided by 15, 10,000 steps, JAX's numbers for key 0."""
-    random = pytest.importorskip("jax.random")
-    import jax
+class NotebookNumbers:
+    """Random numbers of the notebooks: JAX's generator, with the key 0 split before each draw."""
 
-    jax.config.update("jax_enable_x64", True)
-    key, drawn = random.PRNGKey(0), []
-    for _ in range(3):
-        key, part = random.split(key)
-        drawn.append(part)
-    outputs = np.array(random.normal(drawn[0], (3, 300)))
-    inputs = np.array(random.normal(drawn[1], (30, 300)))
-    keys = random.split(drawn[2], 3)
-    weights = [np.array(random.orthogonal(part, 30)) for part in keys]
-    weights[2] = weights[2][:3]
+    def __init__(self):
+        self.random = pytest.importorskip("jax.random")
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+        self.key = self.random.PRNGKey(0)
+
+    def split(self):
+        self.key, part = self.random.split(self.key)
+        return part
+
+    def gaussian(self, *shape):
+        return np.array(self.random.normal(self.split(), shape))
+
+    def rotation(self, dim):
+        return np.array(self.random.orthogonal(self.split(), dim))
+
+    def layers(self, dim, rows, depth, scale):
+        parts = self.random.split(self.split(), depth)
+        weights = [scale * np.array(self.random.orthogonal(part, dim)) for part in parts]
+        weights[-1] = weights[-1][:rows]
+        return weights
+
+
+def test_fig_thm_with_the_numbers_of_the_notebook():
+    numbers = NotebookNumbers()
+    left, values, right = np.linalg.svd(numbers.gaussian(30, 30))
+    problem = dln.Problem(dln.LowRank(left[:, :3], values[:3], right[:3].T), loss_scale=1 / 900)
+    run = dln.train(problem, numbers.layers(30, 30, 3, 1.0), learning_rate=1.0, steps=50)
+    np.testing.assert_allclose(values[:3], [11.33, 9.66, 9.27], atol=0.006)
+    found = run.singular_values(1)[-1]
+    np.testing.assert_allclose(found[[0, 2, 27, 29]], [1.453, 1.356, 0.844, 0.781], atol=6e-4)
+    assert round(float(run.rho(1)[-1]), 5) == 0.95096
+    angles = run.angles(1, "right", "first_step")[-1]
+    np.testing.assert_allclose(sorted(angles[:3])[::2], [0.374, 0.551], atol=6e-4)
+    np.testing.assert_allclose(sorted(angles[27:])[::2], [0.380, 0.447], atol=6e-4)
+
+
+def test_fig_collapse_with_the_numbers_of_the_notebook():
+    numbers = NotebookNumbers()
+    problem = dln.Problem.from_data(numbers.rotation(50), np.repeat(np.arange(5), 10))
+    first = numbers.layers(50, 5, 8, 0.5)
+    numbers.layers(50, 5, 6, 0.5)  # the network before it in the grid
+    grid = numbers.layers(50, 5, 8, 0.5)
+    for weights, steps, last, ratio in ((first, 1600, 8.42e-5, 0.1853), (grid, 1500, 8.53e-5, 0.1856)):
+        run = dln.train(problem, weights, learning_rate=1.0, steps=steps)
+        assert run.loss[steps] < 1e-6 < run.loss[steps - 100]  # asked every 100 steps
+        found = [measures.feature_compression(run.features(layer), problem.labels) for layer in range(8)]
+        assert found[0] == pytest.approx(11.25, rel=1e-12)
+        assert found[7] == pytest.approx(last, rel=1e-3)
+        fitted = np.exp(np.polyfit(np.arange(8), np.log(found), 1)[0])
+        assert fitted == pytest.approx(ratio, abs=6e-5)
+
+
+def test_fig_nonwhitened_data_prints_the_values_of_the_notebook():
+    """The last version of the notebook: inputs not divided by 15, 10,000 steps."""
+    numbers = NotebookNumbers()
+    outputs, inputs = numbers.gaussian(3, 300), numbers.gaussian(30, 300)
+    weights = numbers.layers(30, 3, 3, 1.0)
     problem = dln.Problem.from_data(inputs, outputs)
     run = dln.train(problem, weights, learning_rate=1.0, steps=10_000, record=dln.Record(every=10_000))
     values = run.singular_values(1)[-1]

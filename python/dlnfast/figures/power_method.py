@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _ITERATION: Final = "power iteration"
 #: Settings for --quick.
-QUICK: Final = {"steps": 30_000}
+QUICK: Final = {"steps": 25_000}
 
 #: Share of the first loss that may be lost while the residual counts as constant.
 _SHARE: Final = 0.01
