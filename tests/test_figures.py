@@ -255,6 +255,129 @@ def test_errors_name_bad_options_of_edge(tmp_path, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+def test_edge_names_the_regions_of_the_largest_mode(tmp_path, edge_figure):
+    numbers = edge_figure["numbers"]
+    first = next(iter(numbers["thresholds"]))
+    onset, doubling, chaos = (numbers[name][first] for name in ("onsets", "period_doublings", "chaos"))
+    assert onset[1] < doubling[0] < doubling[1] <= chaos[0]
+    # Lyapunov exponents of the scalar recursion are negative at 0.0403 and positive at 0.041.
+    assert 0.0403 < chaos[1] < 0.0412
+    module = figures.load("edge-of-stability")
+    settings = figures.make_settings(
+        module.Settings, {**module.QUICK, "learning_rates": (0.0305,), "sharpness_every": 301}
+    )
+    *_, sweep = module.draw(settings, module.compute(settings)).axes
+    assert [text.get_text() for text in sweep.texts] == [
+        "fixed point",
+        "cycle of two",
+        "cycles of 4, 8, ..",
+        "chaos, with periodic windows",
+    ]
+
+
+# power-method, init-scale, depth-width, burer-monteiro
+
+
+@pytest.fixture(scope="module")
+def power_figure(tmp_path_factory):
+    options = ["--dim", "40", "--published-rank", "4", "--steps", "9000", "--every", "300"]
+    options += ["--learning-rate", "3", "--rank", "2", "--observed", "0.6"]
+    return run_figure(tmp_path_factory.mktemp("power"), "power-method", *options)
+
+
+def test_the_first_step_has_the_subspaces_of_the_target(power_figure):
+    first = power_figure["numbers"]["first_step"]
+    for label, values in first["angles"].items():
+        bounds = first["bounds"][label]
+        assert all(value <= bound for value, bound in zip(values, bounds, strict=True))
+        # The bound is nearly met: the sine is of order eps^L.
+        assert all(value > 0.8 * bound for value, bound in zip(values, bounds, strict=True))
+
+
+def test_two_layers_follow_the_power_iteration_and_three_are_faster(power_figure):
+    numbers = power_figure["numbers"]
+    for name in ("two_layers", "three_layers"):
+        record = numbers[name]
+        until = [i for i, step in enumerate(record["steps"]) if step < record["residual_until"]]
+        ratios = np.array(record["training"])[until] / np.array(record["iteration"])[until]
+        if name == "two_layers":
+            np.testing.assert_allclose(ratios, 1, rtol=1e-2)
+        else:
+            assert ratios[0] > 0.99
+            assert ratios[-1] < 0.5
+            assert np.all(np.diff(ratios) < 0)
+
+
+def test_leading_vectors_turn_to_those_of_the_target(power_figure):
+    for label, values in power_figure["numbers"]["similarity"]["curves"].items():
+        assert values[0] < 0.9
+        assert max(values) > 0.9
+        if "all entries" in label:
+            assert values[-1] > 0.99
+
+
+def test_init_scale_stays_within_the_bounds(tmp_path, capsys):
+    options = ["--dim", "30", "--rank", "2", "--depths", "2", "3", "--scales", "5e-5", "0.01", "0.1", "1.0"]
+    options += ["--drawn", "0.01", "1.0", "--runs", "2", "--steps", "200000"]
+    columns = run_figure(tmp_path, "init-scale", *options)["numbers"]["columns"]
+    shallow, deep = (list(column["scales"]) for column in columns)
+    assert all(entry["bounds"] is None for entry in shallow)
+    untrained, small, middle, large = deep
+    assert untrained["learned"]["median"] is None
+    assert untrained["bounds"][0] > 200_000
+    assert "not trained" in capsys.readouterr().out
+    for entry in (small, middle):
+        least, most = entry["escape_over_T"]
+        assert 1 < least <= most < 2
+        assert entry["escape"]["median"] < entry["learned"]["median"]
+    assert small["escape"]["median"] == pytest.approx(10 * middle["escape"]["median"], rel=0.1)
+    assert large["bounds"] is None
+    # Other directions start at eps^L and decay slowly.
+    assert large["learned"]["median"] > 10 * middle["learned"]["median"]
+
+
+def test_iterations_do_not_depend_on_the_width(tmp_path):
+    options = ["--widths", "30", "3000", "--depths", "2", "3", "--runs", "4"]
+    numbers = run_figure(tmp_path, "depth-width", *options)["numbers"]
+    for entries in numbers["runs"].values():
+        assert [entry["engine"] for entry in entries] == ["reduced"] * 2
+        narrow, wide = (entry["steps"] for entry in entries)
+        assert narrow["median"] == pytest.approx(wide["median"], rel=0.2)
+        assert wide["largest"] - wide["least"] <= narrow["largest"] - narrow["least"]
+    wide = numbers["runs"]["$L = 3$"][1]
+    assert wide["bounds"][0] < wide["steps"]["median"] < wide["bounds"][1]
+
+
+def test_wide_shallow_networks_do_not_complete_the_matrix(tmp_path, capsys):
+    options = ["--dim", "40", "--rank", "2", "--widths", "2", "40", "--runs", "2", "--scale", "0.01"]
+    options += ["--shallow-learning-rate", "20", "--deep-learning-rate", "40", "--steps", "20000"]
+    numbers = run_figure(tmp_path, "burer-monteiro", *options)["numbers"]
+    (_, shallow), (_, deep) = (
+        [entry["error"]["mean"] for entry in entries] for entries in numbers["runs"].values()
+    )
+    assert deep < 1e-3 * shallow
+    assert list(numbers["curves"]) == [f"$L = {depth}$, width {w}" for depth in (2, 3) for w in (2, 40)]
+    assert numbers["sensitivity"]["change"] == 1e-12
+    assert "the loss rises in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("power-method", ["--published-rank", "30"], "published_rank is 30; wanted at most 20"),
+        ("power-method", ["--fraction", "0"], "fraction is 0"),
+        ("init-scale", ["--depths", "1"], "depths is 1"),
+        ("init-scale", ["--drawn", "0.7"], "drawn has 0.7"),
+        ("depth-width", ["--widths", "20"], "widths is 20"),
+        ("depth-width", ["--runs", "0"], "runs is 0"),
+        ("burer-monteiro", ["--every", "0"], "every is 0"),
+    ],
+)
+def test_errors_name_bad_options_of_depth_and_scale(tmp_path, capsys, name, options, message):
+    assert main(["figure", name, "--out", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 # feature-compression-theory
 
 #: C_0 .. C_5 of one seed, printed in the authors' notebook.
@@ -540,6 +663,31 @@ def test_quick_changes_nothing_for_a_fast_figure(tmp_path):
     written = json.loads((tmp_path / "svd-evolution.json").read_text())
     assert written["quick"] is False
     assert written["settings"]["steps"] == 50
+
+
+def test_pictures_are_written_in_several_formats(tmp_path, capsys):
+    options = ["--steps", "5", "--format", "svg", "pdf", "png", "svg"]
+    run_figure(tmp_path, "svd-evolution", *options)
+    assert (tmp_path / "svd-evolution.pdf").read_bytes().startswith(b"%PDF")
+    assert "<svg" in (tmp_path / "svd-evolution.svg").read_text()
+    names = [f"svd-evolution.{ending}" for ending in ("svg", "pdf", "png", "json")]
+    assert capsys.readouterr().out.rstrip().endswith(", ".join(str(tmp_path / name) for name in names))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_other_formats_replace_the_default(tmp_path):
+    command = ["figure", "svd-evolution", "--out", str(tmp_path), "--steps", "5", "--format", "pdf"]
+    assert main(command) == 0
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".pdf"]
+
+
+@pytest.mark.parametrize("engine", ["reduced", "dense"])
+def test_titles_do_not_name_the_engine(engine):
+    module = figures.load("svd-evolution")
+    settings = figures.make_settings(module.Settings, {"steps": 3, "engine": engine})
+    title = module.draw(settings, module.compute(settings)).get_suptitle()
+    assert "engine" not in title
+    assert engine not in title
 
 
 def test_help_names_the_defaults(capsys):

@@ -438,3 +438,16 @@ def test_errors_name_bad_ranks():
         RankDisplay({})
     with pytest.raises(ValueError, match=r"ranks\['a'\] is -1"):
         RankDisplay({"a": [-1]})
+
+
+def test_an_envelope_has_both_values_of_a_cycle_of_two():
+    values = [1.0, 1.0, 3.0, 1.0, 3.0, 1.0]
+    for display in (LineDisplay(range(6), {"s": values}, x_label="t", y_label="s"), LossDisplay(values)):
+        display.plot(envelope=2)
+        high, low = display.ax_.get_lines()[:2]
+        np.testing.assert_array_equal(high.get_xdata(), range(5))
+        np.testing.assert_array_equal(high.get_ydata(), [1, 3, 3, 3, 3])
+        np.testing.assert_array_equal(low.get_ydata(), [1, 1, 1, 1, 1])
+        assert len(display.ax_.collections) == 1
+        with pytest.raises(ValueError, match="envelope is 0"):
+            display.plot(envelope=0)

@@ -619,3 +619,68 @@ def test_plateau_scales_with_its_arguments() -> None:
     assert theory.plateau_bounds(2.0, 1e-3, 200, 1.0, 1.0) == (np.inf, np.inf)
     with pytest.raises(ValueError, match="n_layers is 2; wanted an integer of at least 3"):
         theory.plateau_bounds(1.0, 0.1, 2, 1.0, 0.1)
+
+
+# The power iteration of two layers.
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(0, 40), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_the_power_iteration_is_that_of_the_block_matrix(
+    dim_out: int, dim_in: int, width: int, steps: int, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    target = generator.standard_normal((dim_out, dim_in))
+    problem = dln.Problem(target, loss_scale=0.5)
+    start = [generator.standard_normal(shape) for shape in ((width, dim_in), (dim_out, width))]
+    found = theory.power_iteration(problem, start, steps=steps, learning_rate=0.1)
+    expected = reference.power_iteration(start, target, 0.5, 0.1, steps)
+    # Both parts of Z are rounded at the size of Z, which is at most (1 + c eta sigma_1)^t times the start.
+    size = (1 + 0.05 * np.linalg.norm(target, 2)) ** steps * max(map(np.linalg.norm, start))
+    for here, there in zip(found, expected, strict=True):
+        error = np.linalg.norm(here - there)
+        assert error <= tolerance(np.float64, dim_out + dim_in, max(steps, 1)) * size
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=10, deadline=None)
+def test_two_small_layers_follow_the_power_iteration(seed: int) -> None:
+    """The residual differs from -Phi by W_2 W_1, of order eps^2: so do the layers, in relative terms."""
+    problem = dln.low_rank_recovery(dim=12, rank=2, seed=seed)
+    errors = []
+    for scale in (1e-2, 1e-3):
+        start = dln.orthogonal([12] * 3, scale, seed)
+        rate = 0.2 / (problem.loss_scale * problem.target_factors().s[0])
+        run = dln.train(problem, start, learning_rate=rate, steps=10)
+        expected = theory.power_iteration(problem, start, steps=10, learning_rate=rate)
+        errors.append(
+            max(
+                np.linalg.norm(here - there) / np.linalg.norm(there)
+                for here, there in zip(run.all_weights(), expected, strict=True)
+            )
+        )
+    assert errors[0] < 0.01
+    assert errors[0] / errors[1] == pytest.approx(100, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("start", "steps", "error", "message"),
+    [
+        ([np.eye(3)], 1, dln.ShapeError, "weights has 1 layers; wanted two"),
+        ([np.eye(2), np.eye(2)], 1, dln.ShapeError, "weights"),
+        ([np.eye(3), np.ones((3, 2))], 1, dln.ShapeError, "weights"),
+        ([np.eye(3), np.eye(3)], -1, ValueError, "steps is -1"),
+        ([np.eye(3), np.eye(3)], 10**5, ValueError, "grows beyond"),
+    ],
+)
+def test_errors_name_wrong_arguments_of_the_power_iteration(
+    start: list[Array], steps: int, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        theory.power_iteration(dln.Problem(np.eye(3)), start, steps=steps, learning_rate=0.1)
+
+
+def test_the_power_iteration_wants_white_inputs() -> None:
+    problem = dln.Problem(np.eye(2), input_gram=np.diag([1.0, 2.0]))
+    with pytest.raises(dln.AssumptionError, match="white"):
+        theory.power_iteration(problem, [np.eye(2)] * 2, steps=1, learning_rate=0.1)

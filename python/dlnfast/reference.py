@@ -807,6 +807,40 @@ def _heavy_ball(
     return new_values, new_velocities
 
 
+def power_iteration(
+    weights: Sequence[Array], target: Array, loss_scale: float, learning_rate: float, steps: int
+) -> list[Array]:
+    """Return W_1 and W_2 after gradient descent with the residual W_{2:1} - Phi replaced by -Phi.
+
+    The blocks of Z = [W_2; W_1^T] follow ``Z <- (I + c eta [[0, Phi], [Phi^T, 0]]) Z``: a block power
+    iteration.
+
+    Parameters
+    ----------
+    weights : sequence of two arrays, (h, d_x) and (d_y, h)
+        W_1 and W_2.
+    target : (d_y, d_x) array
+        Phi.
+    loss_scale, learning_rate : float
+        c and eta.
+    steps : int
+        Number of updates.
+
+    Returns
+    -------
+    list of two arrays
+
+    Notes
+    -----
+    Cost: O(h d_x d_y) per step.
+    """
+    below, above = (np.array(weight, dtype=np.float64) for weight in weights)
+    rate = loss_scale * learning_rate
+    for _ in range(steps):
+        below, above = below + rate * above.T @ target, above + rate * target @ below.T
+    return [below, above]
+
+
 # The theorem: S = I, W_l(0) = epsilon_l Q_l, and either
 #   case 1: every layer d x d and orthogonal, Phi of rank r, or
 #   case 2: the last layer K x d, the others d x d and orthogonal, any Phi.

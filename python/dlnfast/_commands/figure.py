@@ -19,6 +19,8 @@ from .common import DEFAULT_FOLDER, LazyParser, complain
 
 #: Keeps the names of settings apart from the command line's own.
 _SETTING: Final = "setting "
+#: File formats of pictures, and the default one.
+_FORMATS: Final = ("png", "pdf", "svg")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +46,15 @@ def _add_figure(names: Any, name: str, summary: str) -> None:
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", default=Path(DEFAULT_FOLDER), help="where to write"
+    )
+    parser.add_argument(
+        "--format",
+        dest="formats",
+        nargs="+",
+        choices=_FORMATS,
+        default=argparse.SUPPRESS,
+        metavar="FORMAT",
+        help=f"formats of the picture: {', '.join(_FORMATS)}, one or several (default: {_FORMATS[0]})",
     )
     parser.set_defaults(figure=name)
     parser.add_arguments = functools.partial(_add_settings, name=name)
@@ -101,9 +112,12 @@ def _draw(arguments: argparse.Namespace) -> int:
     if changed:
         figures.mark_quick(picture, changed)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    image, notes = (arguments.out / f"{arguments.figure}{ending}" for ending in (".png", ".json"))
-    with atomic_path(image) as temporary:
-        picture.savefig(temporary, dpi=150, facecolor="white", format="png")
+    images = []
+    for kind in dict.fromkeys(getattr(arguments, "formats", _FORMATS[:1])):
+        images.append(arguments.out / f"{arguments.figure}.{kind}")
+        with atomic_path(images[-1]) as temporary:
+            picture.savefig(temporary, dpi=150, facecolor="white", format=kind)
+    notes = arguments.out / f"{arguments.figure}.json"
     write_json(
         notes,
         {
@@ -115,5 +129,5 @@ def _draw(arguments: argparse.Namespace) -> int:
             "environment": environment(),
         },
     )
-    print("\n".join([*result.highlights, f"written: {image}, {notes}"]))
+    print("\n".join([*result.highlights, f"written: {', '.join(map(str, [*images, notes]))}"]))
     return 0

@@ -21,10 +21,11 @@ from .._support.arrays import check_count
 from .._training.options import Record
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
-from ..plots import BifurcationDisplay, LineDisplay, LossDisplay
+from ..plots import COLOURS, BifurcationDisplay, LineDisplay, LossDisplay
 from . import Result, setting
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _Array = npt.NDArray[np.float64]
@@ -35,10 +36,13 @@ QUICK = {"sweep_points": 70, "sweep_steps": 6000, "sharpness_every": 15}
 _LEAST_LOSS = 1e-6
 #: Strengths that differ by less, relative to the largest singular value, are the same.
 _SAME = 1e-5
+#: A mode that visits more values than this in the recorded iterations counts as chaotic.
+_LONGEST_PERIOD = 16
+#: Both values of a cycle of two are drawn, not the jumps between them.
 _STYLES: dict[str, dict[str, Any]] = {
-    "modes": {"legend": False, "linewidth": 0.8},
-    "loss": {"color": "#333333", "linewidth": 0.8},
-    "sharpness": {"legend": False, "linewidth": 0.8, "colors": ("#333333",)},
+    "modes": {"legend": False, "linewidth": 1.1, "envelope": 2},
+    "loss": {"color": "#333333", "linewidth": 1.1, "envelope": 2},
+    "sharpness": {"legend": False, "linewidth": 1.1, "colors": ("#333333",), "envelope": 2},
 }
 
 
@@ -93,13 +97,17 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
         "sweep": sweep.numbers(),
         "onsets": _onsets(sweep, period=1),
         "period_doublings": _onsets(sweep, period=2),
+        "chaos": _onsets(sweep, period=_LONGEST_PERIOD),
         "sweep_seconds": time.perf_counter() - start,
     }
     highlights = [_line(record) for record in records]
     for sigma, (label, threshold) in zip(values, thresholds.items(), strict=True):
+        onset, doubling, chaos = (
+            _describe_interval(numbers[name][label]) for name in ("onsets", "period_doublings", "chaos")
+        )
         highlights.append(
-            f"sigma = {sigma:<4g} starts to oscillate {_describe_interval(numbers['onsets'][label])} (theory "
-            f"{threshold:.5f}), and its cycle of two {_describe_interval(numbers['period_doublings'][label])}"
+            f"sigma = {sigma:<4g} starts to oscillate {onset} (theory {threshold:.5f}), and its cycle of two "
+            f"{doubling}; more than {_LONGEST_PERIOD} values, chaos, {chaos}"
         )
     return Result(displays, numbers, highlights)
 
@@ -269,18 +277,51 @@ def draw(settings: Settings, result: Result) -> Figure:
     first["loss"].set_ylim(bottom=_LEAST_LOSS)
     wide = figure.add_subplot(grid[3, :])
     result.displays["sweep"].plot(wide)
+    _name_regions(wide, result)
     drawn = settings.learning_rates
     wide.axvspan(min(drawn), max(drawn), color="#ECECEC", zorder=0, label="from the first column to the last")
     wide.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.49, 0.0), markerscale=4)
     wide.set_title(
         "many rates; dashed: the threshold $2/(L\\,\\sigma_i^{2-2/L})$ of each mode; "
-        "beyond the grey range: ours",
+        "beyond the grey range: ours; top: the largest mode",
         fontsize=11,
     )
     figure.suptitle(
         f"At and beyond the edge of stability: $L = {settings.depth}$, "
         rf"$\sigma = {', '.join(f'{s:g}' for s in settings.singular_values)}$, "
-        rf"$W_L(0) = 0$, the others ${settings.scale:g}\,I$, sum of squares, width {settings.dim}",
+        rf"$W_L(0) = 0$, the others ${settings.scale:g}\,I$, sum of squares, width {settings.dim}"
+        "\ncolumns: smallest and largest of each two neighbouring records, the two values of a cycle of two",
         fontsize=13,
     )
     return figure
+
+
+def _name_regions(ax: Axes, result: Result) -> None:
+    """Write above the sweep how the largest mode behaves, from one change of its period to the next."""
+    sweep = result.displays["sweep"]
+    counts = np.array(next(iter(sweep.periods().values())))
+    left, right = ax.get_xlim()
+    names = ["fixed point", "cycle of two", "cycles of 4, 8, ..", "chaos, with periodic windows"]
+    edges = [left]
+    for period in (1, 2, _LONGEST_PERIOD):
+        longer = np.flatnonzero(counts > period)
+        first = longer[0] if longer.size else counts.size
+        pair = sweep.parameter[max(first - 1, 0) : first + 1]
+        edges.append(left if first == 0 else right if first == counts.size else float(pair.mean()))
+    edges.append(right)
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(bottom, top + 0.1 * (top - bottom))
+    for name, start, end in zip(names, edges[:-1], edges[1:], strict=True):
+        if end - start <= 0:
+            continue
+        if start > left:
+            ax.axvline(start, color="#777777", linewidth=0.8, linestyle=":", zorder=1)
+        ax.text(
+            (start + end) / 2,
+            top + 0.05 * (top - bottom),
+            name,
+            ha="center",
+            va="center",
+            fontsize=9.5,
+            color=COLOURS[0],
+        )

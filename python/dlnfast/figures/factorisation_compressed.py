@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from .._problem.low_rank import LowRank
 from .._problem.problem import Problem
 from .._problem.standard import low_rank_recovery
-from .._support.arrays import FloatArray, check_count, random_generator
+from .._support.arrays import FloatArray, check_count
 from .._training.options import Record
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
@@ -25,6 +24,7 @@ from .._weights.initial import orthogonal
 from ..benchmarks.record import format_seconds
 from ..plots import PathDisplay, SeriesDisplay
 from . import Clock, Result, alike_rate, setting
+from ._targets import spaced_target
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -153,14 +153,8 @@ def _run(
 
 def _train_spaced(settings: Settings, progress: bool) -> dict[str, tuple[Clock, Trajectory]]:
     """Train towards every fifth singular value of a Gaussian."""
-    dim, chosen = settings.spaced_dim, 5 * np.arange(settings.spaced_rank)
-    if chosen[-1] >= dim:
-        raise ValueError(
-            f"spaced_rank is {settings.spaced_rank}; wanted at most {-(-dim // 5)}, a fifth of spaced_dim"
-        )
-    generator = random_generator(settings.seed, ("factorisation-compressed", "spaced target"))
-    left, values, right = np.linalg.svd(generator.standard_normal((dim, dim)))
-    target = LowRank(left[:, chosen], values[chosen], right[chosen].T)
+    dim = settings.spaced_dim
+    target = spaced_target(dim, settings.spaced_rank, settings.seed, "spaced_rank")
     problem = Problem(target, loss_scale=1 / dim**2)
     rate, scale, steps = settings.spaced_learning_rate, settings.spaced_scale, settings.spaced_steps
     every = max(steps // settings.records, 1)

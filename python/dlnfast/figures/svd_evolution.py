@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from .. import theory
-from .._problem.low_rank import LowRank
 from .._problem.problem import Problem
 from .._problem.standard import low_rank_recovery
 from .._support.arrays import check_count, random_generator
@@ -24,6 +23,7 @@ from .._trajectory.trajectory import Trajectory
 from .._weights.initial import orthogonal
 from ..plots import AngleDisplay, SingularValueDisplay
 from . import Result, setting
+from ._targets import fixed_modes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,7 +73,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
     if settings.inputs != "white":
         problem = _gaussian_inputs(settings)
     elif _is_large(settings):
-        problem = _published_modes(settings)
+        problem = fixed_modes(settings.dim, settings.rank, settings.seed, Settings().dim)
     else:
         problem = low_rank_recovery(settings.dim, settings.rank, settings.seed)
     widths = [settings.dim] * settings.depth + [problem.dim_out]
@@ -113,16 +113,6 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
 
 def _is_large(settings: Settings) -> bool:
     return settings.dim >= _LARGE and settings.inputs == "white" and settings.engine != "dense"
-
-
-def _published_modes(settings: Settings) -> Problem:
-    """Return the target's modes at the published width in a wider space: the same singular values and c."""
-    published = low_rank_recovery(Settings().dim, settings.rank, settings.seed)
-    wide = low_rank_recovery(settings.dim, settings.rank, settings.seed)
-    assert isinstance(published.target, LowRank)
-    assert isinstance(wide.target, LowRank)
-    target = LowRank(wide.target.U, published.target.s, wide.target.V)
-    return Problem(target, loss_scale=published.loss_scale)
 
 
 def _gaussian_inputs(settings: Settings) -> Problem:
@@ -183,11 +173,11 @@ def draw(settings: Settings, result: Result) -> Figure:
             flat.add_line(line)
             handles.append(line)
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)
-    figure.suptitle(_title(settings, result), fontsize=13, y=0.985)
+    figure.suptitle(_title(settings), fontsize=13, y=0.985)
     return figure
 
 
-def _title(settings: Settings, result: Result) -> str:
+def _title(settings: Settings) -> str:
     parts = [
         f"$d = {settings.dim}$",
         f"$r = {settings.rank}$",
@@ -197,8 +187,8 @@ def _title(settings: Settings, result: Result) -> str:
     if settings.momentum > 0:
         parts.append(f"momentum {settings.momentum:g}")
     if settings.inputs == "gaussian":
-        parts.append(f"{settings.samples} Gaussian inputs, not white (Gaussian targets: ours)")
+        parts.append(f"{settings.samples} Gaussian inputs, not white; Gaussian targets")
     if _is_large(settings):
         parts.append("modes and prefactor of $d = 30$")
     heading = f"Layer {settings.layer} of {settings.depth} of a deep linear network"
-    return f"{heading}, {result.numbers['engine']} engine\n{', '.join(parts)}"
+    return f"{heading}\n{', '.join(parts)}"

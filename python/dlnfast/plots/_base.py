@@ -385,6 +385,16 @@ class LabelledDisplay(Display):
         self._store_axes(ax)
 
 
+def draw_envelope(ax: Axes, x: Array, values: Array, window: int, **line: Any) -> None:
+    """Draw the smallest and largest of each `window` neighbouring values, and shade the range between."""
+    length = min(check_count(window, "envelope"), values.size)
+    neighbours = np.lib.stride_tricks.sliding_window_view(values, length)
+    low, high, x = neighbours.min(axis=1), neighbours.max(axis=1), x[: values.size - length + 1]
+    (drawn,) = ax.plot(x, high, **line)
+    ax.plot(x, low, **(line | {"color": drawn.get_color(), "label": None}))
+    ax.fill_between(x, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+
+
 def mask_nonpositive(values: Array) -> Array:
     """Return the values with NaN for those that a logarithmic axis cannot show."""
     return np.where(np.isfinite(values) & (values > 0), values, np.nan)

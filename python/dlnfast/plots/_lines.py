@@ -15,6 +15,7 @@ from ._base import (
     Array,
     Display,
     LabelledDisplay,
+    draw_envelope,
     drop_repeats,
     make_axes,
     mask_nonpositive,
@@ -97,7 +98,13 @@ class LineDisplay(LabelledDisplay):
         }
 
     def plot(
-        self, ax: Axes | None = None, *, colors: Sequence[str] = COLOURS, legend: bool = True, **line: Any
+        self,
+        ax: Axes | None = None,
+        *,
+        colors: Sequence[str] = COLOURS,
+        legend: bool = True,
+        envelope: int | None = None,
+        **line: Any,
     ) -> Self:
         """Draw curve i in colour i, theory dashed, and the levels.
 
@@ -109,6 +116,9 @@ class LineDisplay(LabelledDisplay):
             Colours of the curves, in order; they repeat after the last.
         legend : bool
             Whether to draw a legend.
+        envelope : int, optional
+            Number of neighbouring values whose smallest and largest are drawn instead of each value: 2 shows
+            both values of a cycle of two, which would fill the area between them.
         **line
             Keywords of ``ax.plot``.
 
@@ -116,12 +126,20 @@ class LineDisplay(LabelledDisplay):
         -------
         LineDisplay
             Itself, with `ax_` and `figure_`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `envelope` is not a count.
         """
         ax = make_axes(ax)
         style: dict[str, Any] = {"linewidth": 1.6, "zorder": 3} | line
         for index, (label, values) in enumerate(self.curves.items()):
             colour = colors[index % len(colors)]
-            ax.plot(self.x, values, color=colour, label=label, **style)
+            if envelope is None:
+                ax.plot(self.x, values, color=colour, label=label, **style)
+            else:
+                draw_envelope(ax, self.x, values, envelope, color=colour, label=label, **style)
             if label in self.theory:
                 ax.plot(self.x, self.theory[label], color=colour, linewidth=1.0, linestyle="--", zorder=2)
             if label in self.spread:

@@ -20,6 +20,7 @@ from ._base import (
     Display,
     Side,
     Style,
+    draw_envelope,
     drawn_rank,
     layer_label,
     make_axes,
@@ -91,13 +92,15 @@ class LossDisplay(Display):
         floor = 0.0 if run.problem is None else run.problem.loss_floor
         return cls(run.loss, floor, steps=run.loss_steps)
 
-    def plot(self, ax: Axes | None = None, **line: Any) -> Self:
+    def plot(self, ax: Axes | None = None, *, envelope: int | None = None, **line: Any) -> Self:
         """Draw the loss over the steps, and the smallest possible loss.
 
         Parameters
         ----------
         ax : matplotlib axes, optional
             Axes to draw on; a new figure by default.
+        envelope : int, optional
+            Number of neighbouring losses whose smallest and largest are drawn instead of each loss.
         **line
             Keywords of ``ax.plot``.
 
@@ -105,11 +108,19 @@ class LossDisplay(Display):
         -------
         LossDisplay
             Itself, with `ax_` and `figure_`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `envelope` is not a count.
         """
         ax = make_axes(ax)
         values = np.where(self.loss > 0, self.loss, np.nan)
         style: dict[str, Any] = {"color": COLOURS[0], "linewidth": 1.8}
-        ax.plot(self.steps, values, **(style | line))
+        if envelope is None:
+            ax.plot(self.steps, values, **(style | line))
+        else:
+            draw_envelope(ax, np.asarray(self.steps, dtype=np.float64), values, envelope, **(style | line))
         if self.loss_floor > ROUNDING * self.loss[0]:
             label = f"least possible: {self.loss_floor:.4g}"
             ax.axhline(self.loss_floor, color="#555555", linestyle=":", linewidth=1.2, label=label)
