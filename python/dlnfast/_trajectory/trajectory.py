@@ -34,7 +34,7 @@ from .problem_packing import check_problem_metadata, pack_problem, unpack_proble
 from .reduced import ReducedStates
 from .states import States, Table, find_record
 from .tracked import TrackedStates
-from .trajectory_base import TrajectoryBase
+from .trajectory_theory import TheoryTrajectory
 from .truncated_spectra import bound_unrecorded
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def find_states_class(layout: str, engine: str) -> type[States]:
     return found if found is not None and found.layout == layout else STATES[layout]
 
 
-class Trajectory(TrajectoryBase):
+class Trajectory(TheoryTrajectory):
     """The records of a run of `train`. Layers are counted from 1, as in the mathematics.
 
     Or the records of `dlnfast.torch.track`, of a model that another program trained. Its layers have names,
