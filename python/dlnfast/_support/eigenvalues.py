@@ -12,8 +12,10 @@ from .arrays import FloatArray, random_generator
 
 #: Largest number of Lanczos steps from one start.
 MAX_ITERATIONS: Final = 300
-#: Number of steps between two tests for convergence, each of which decomposes a small matrix.
+#: Least number of steps between two tests for convergence, and their share of the steps so far: a test
+#: decomposes a matrix of as many rows as there were steps.
 _STEPS_PER_TEST: Final = 4
+_TEST_SHARE: Final = 6
 
 Product = Callable[[FloatArray], FloatArray]
 
@@ -88,6 +90,7 @@ def _iterate(
     for _ in range(2):
         vector = vector - excluded.T @ (excluded @ vector)
     length = float(np.linalg.norm(vector))
+    next_test = max(k, _STEPS_PER_TEST)
     for step in range(n_steps):
         end = n_excluded + step + 1
         if end > len(basis):
@@ -95,16 +98,21 @@ def _iterate(
         basis[end - 1] = vector / length
         vector = product(basis[end - 1])
         diagonal.append(float(basis[end - 1] @ vector))
-        for _ in range(2):  # twice is enough for full orthogonality
-            vector = vector - basis[:end].T @ (basis[:end] @ vector)
-        length = float(np.linalg.norm(vector))
+        vector = vector - diagonal[-1] * basis[end - 1]
+        if step:
+            vector -= below[-1] * basis[end - 2]
+        before, length = np.inf, float(np.linalg.norm(vector))
+        while length < 0.7 * before:  # repeated where much cancelled, until the vector is orthogonal
+            vector -= basis[:end].T @ (basis[:end] @ vector)
+            before, length = length, float(np.linalg.norm(vector))
         size_so_far = max(map(abs, diagonal + below))
         is_invariant = length <= 1e-14 * size_so_far or step + 1 == size - n_excluded
-        if is_invariant or (step + 1) % _STEPS_PER_TEST == 0 or step + 1 == n_steps:
+        if is_invariant or step + 1 in (next_test, n_steps):
+            next_test = step + 1 + max(_STEPS_PER_TEST, (step + 1) // _TEST_SHARE)
             values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(below, -1) + np.diag(below, 1))
             scale = max(abs(float(values[0])), abs(float(values[-1])))
             residuals = length * np.abs(vectors[-1, -k:])
-            if is_invariant or (step + 1 >= k and residuals.max() <= tolerance * scale):
+            if is_invariant or residuals.max() <= tolerance * scale:
                 rows = vectors[:, -k:][:, ::-1].T @ basis[n_excluded:end]
                 return values[-k:][::-1], rows
         below.append(length)
