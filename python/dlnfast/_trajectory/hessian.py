@@ -14,6 +14,8 @@ chain with itself. A pair of a chain of dimension a with a chain of numbers has 
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from .._support.arrays import FloatArray
@@ -79,14 +81,17 @@ class _OwnHessian:
         self.below = [chain.product(0, node)[record] for node in range(last)]
         self.residual_below = [residual @ below.T for below in self.below]
         self.above_residual = [above.T @ residual for above in self.above]
-        self.sizes = [layer.size for layer in self.layers]
-        self.splits = np.cumsum(self.sizes)[:-1]
+        ends = np.cumsum([0, *(layer.size for layer in self.layers)]).tolist()
+        self.size = ends[-1]
+        self.spans = list(itertools.pairwise(ends))
 
     def product(self, vectors: FloatArray) -> FloatArray:
         """Return the products of the Hessian with vectors (.., n)."""
         before = vectors.shape[:-1]
-        parts = np.split(vectors, self.splits, axis=-1)
-        changes = [part.reshape(*before, *w.shape) for part, w in zip(parts, self.layers, strict=True)]
+        changes = [
+            vectors[..., start:end].reshape(*before, *w.shape)
+            for (start, end), w in zip(self.spans, self.layers, strict=True)
+        ]
         n = len(changes)
         # Derivatives of W_{l-1:1} and of W_{L:l+1}.
         below: list[FloatArray | None] = [None]
@@ -99,27 +104,27 @@ class _OwnHessian:
         assert moved is not None
         if self.gram is not None:
             moved = moved @ self.gram
-        result: list[FloatArray] = []
+        result = np.empty_like(vectors)
         for layer in reversed(range(n)):
             total = self.above[layer].T @ (moved @ self.below[layer].T)
             if above is not None:
-                total = total + np.swapaxes(above, -1, -2) @ self.residual_below[layer]
+                total = total + above.swapaxes(-1, -2) @ self.residual_below[layer]
             inner = below[layer]
             if inner is not None:
-                total = total + self.above_residual[layer] @ np.swapaxes(inner, -1, -2)
-            result.append((self.c * total).reshape(*before, -1))
+                total = total + self.above_residual[layer] @ inner.swapaxes(-1, -2)
+            start, end = self.spans[layer]
+            result[..., start:end] = self.c * total.reshape(*before, -1)
             if layer:
                 own = self.above[layer] @ changes[layer]
                 above = own if above is None else above @ self.layers[layer] + own
-        return np.concatenate(result[::-1], axis=-1)
+        return result
 
     def largest(self, k: int, tolerance: float) -> FloatArray:
         """Return the k largest eigenvalues, descending."""
-        size = sum(self.sizes)
-        if size <= DENSE_LIMIT:
-            whole = self.product(np.eye(size))
+        if self.size <= DENSE_LIMIT:
+            whole = self.product(np.eye(self.size))
             return np.linalg.eigvalsh((whole + whole.T) / 2)[::-1][:k]
-        return largest_eigenvalues(self.product, size, k, tolerance, "sharpness", _MAX_ITERATIONS)
+        return largest_eigenvalues(self.product, self.size, k, tolerance, "sharpness", _MAX_ITERATIONS)
 
 
 def _pair_block(g: Chain, h: Chain, n_layers: int, loss_scale: float) -> FloatArray:
