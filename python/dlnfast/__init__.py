@@ -22,9 +22,11 @@ from ._support.errors import AssumptionError, CopyWarning, DivergedError, Folder
 from ._support.threads import build_info, set_num_threads
 from ._tracking.svd_tracker import SVDTracker, TrackerRecord
 from ._training.batch import Batch, train_batch
+from ._training.callbacks import CallbackState
 from ._training.options import Adaptive, Record
 from ._training.train import resume, train
 from ._trajectory.load import load
+from ._trajectory.tangent_kernel import TrainKernel
 from ._trajectory.trajectory import Trajectory
 from ._version import __version__
 from ._weights.gradients import gradients
@@ -48,6 +50,7 @@ __all__ = [
     "AssumptionError",
     "Batch",
     "BiasOptions",
+    "CallbackState",
     "Certificate",
     "Checkpoint",
     "Closure",
@@ -73,6 +76,7 @@ __all__ = [
     "SweepGrid",
     "SweepResults",
     "TrackerRecord",
+    "TrainKernel",
     "Trajectory",
     "__version__",
     "aligned",

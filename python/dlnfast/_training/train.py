@@ -22,7 +22,8 @@ from .._weights.implicit import ImplicitWeights
 from .checkpointed import run_checkpointed, steps_between_flushes
 from .engines import resolve
 from .jobs import refuse_unread_options, run_job
-from .options import Adaptive, Callback, Options, TrainOptions, takes_options
+from .callbacks import RecordCallback
+from .options import Adaptive, Options, TrainOptions, takes_options
 from .stopping import Plateau
 
 
@@ -126,6 +127,8 @@ def train(
     if folder is not None:
         interval = folder.every or steps_between_flushes(request, engine.space)
         request = replace(request, flush_every=interval)
+    elif engine.space is None:
+        request = request.with_small_snapshots()
     job = engine.prepare(request)
     refuse_unread_options(job, chosen)
     import logging  # not needed by programs that do not train
@@ -138,7 +141,7 @@ def train(
 
 
 def resume(
-    directory: str | os.PathLike[str], *, progress: bool = False, callback: Callback | None = None
+    directory: str | os.PathLike[str], *, progress: bool = False, callback: RecordCallback | None = None
 ) -> Trajectory:
     """Resume a checkpointed run, and return it when it is finished.
 

@@ -24,10 +24,11 @@ from .._support.dispatch import core, is_forked
 from .._support.errors import AssumptionError
 from .._tracking.svd_tracker import DEFAULTS, SVDTracker
 from .._training.engines import Engine
-from .._training.jobs import DenseJob
+from .._training.jobs import DenseJob, Outputs
 from .._training.options import Options
 from .._training.rates import ADAPTIVE_RATE
 from .._training.request import Request, Weights
+from .._trajectory.states import States
 from .._trajectory.layer_spectra import LayerTracking, split_tracker_record
 from .._weights.implicit import ImplicitWeights
 from ._devices import find_device, use_exact_products
@@ -84,6 +85,7 @@ class TorchJob(DenseJob):
         self.device = device
         needs_each_loss = device.type == "cpu" or request.tolerance is not None
         self.steps_ahead = 1 if needs_each_loss else _STEPS_AHEAD
+        self._descent: _Descent | None = None
 
     def run(self, arguments: Run) -> tuple[Outcome, int, int]:
         """Run the descent; return the outcome, the last step, and after a divergence the largest layer."""
@@ -93,10 +95,18 @@ class TorchJob(DenseJob):
             descent = _Descent(self.weights, values, self.device)
             for layer, velocity in zip(descent.layers, self.optimizer.velocity, strict=False):
                 layer.set_velocity(velocity)
+            self._descent = descent
             try:
                 return self._take_steps(descent, values)
             finally:
+                self._descent = None
                 self._copy_to_host(descent)
+
+    def current_states(self, outputs: Outputs) -> tuple[States, npt.NDArray[np.int64]]:
+        """Return states that end with the newest record, after its weights were copied to the host."""
+        if self._descent is not None:
+            self._copy_to_host(self._descent)
+        return super().current_states(outputs)
 
     def _copy_to_host(self, descent: _Descent) -> None:
         """Copy weights and velocities to the host."""
