@@ -8,6 +8,7 @@ import pytest
 
 import dlnfast as dln
 from dlnfast import reference
+from dlnfast._training import request
 from dlnfast._training.stopping import Plateau
 
 DIM = 20
@@ -152,11 +153,15 @@ def test_replayed_weights_that_were_not_saved_are_an_error(tmp_path):
 
     folder = dln.Checkpoint(tmp_path / "run", every=5, seconds=0)
     with pytest.raises(KeyboardInterrupt):
-        train("dense", "square", interrupt, folder)
+        train("dense", "square", interrupt, folder, singular_values=None)
     with pytest.raises(ValueError, match=r"step is 7, but the weights were recorded at .*weights_every"):
-        train("dense", "square", lambda state: state.weights() and None, folder)
+        train("dense", "square", lambda state: state.weights() and None, folder, singular_values=None)
     steps = []
-    train("dense", "square", lambda state: steps.append((state.step, len(state.losses))), folder)
+
+    def count_losses(state):
+        steps.append((state.step, len(state.losses)))
+
+    train("dense", "square", count_losses, folder, singular_values=None)
     assert steps == [(step, step + 1) for step in [*range(0, STEPS, EVERY), STEPS]]
 
 
@@ -239,8 +244,10 @@ def test_training_without_a_state_to_offer_refuses_its_callbacks():
 # Weights of every record by default.
 
 
-def test_small_dense_runs_keep_the_weights_of_every_record():
-    run = train("dense", "square", None)
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_small_dense_runs_keep_the_weights_of_every_record(is_saved, tmp_path):
+    folder = dln.Checkpoint(tmp_path / "run", every=10) if is_saved else None
+    run = train("dense", "square", None, folder)
     explicit = train("dense", "square", None, weights_every=EVERY)
     for step in run.steps:
         np.testing.assert_array_equal(run.weights(2, int(step)), explicit.weights(2, int(step)))
@@ -248,22 +255,39 @@ def test_small_dense_runs_keep_the_weights_of_every_record():
     assert run.balancedness().shape == (len(run.steps), 2)
 
 
-@pytest.mark.parametrize("change", ["large", "no values", "saved", "asked for"])
-def test_other_dense_runs_keep_those_that_they_ask_for(change, tmp_path, monkeypatch):
-    from dlnfast._training import request
-
+@pytest.mark.parametrize("change", ["large", "no values", "asked for"])
+def test_other_dense_runs_keep_the_weights_that_they_ask_for(change, monkeypatch):
     options = {"no values": {"singular_values": None}, "asked for": {"weights_every": STEPS}}.get(change, {})
     if change == "large":
         n_entries = sum(w.size for w in draw("square"))
         monkeypatch.setattr(request, "SNAPSHOT_BYTES", 9 * n_entries * 8 - 1)  # of 9 snapshots
-    run = train("dense", "square", None, tmp_path / "run" if change == "saved" else None, **options)
+    run = train("dense", "square", None, **options)
+    with pytest.raises(ValueError, match="step is 7, but the weights were recorded at"):
+        run.weights(1, 7)
+
+
+def test_a_folder_without_weights_resumes_without_them(tmp_path, monkeypatch):
+    """Earlier versions kept none; the settings, and so the identity of the folder, are the same."""
+
+    def interrupt(step, loss):
+        if step == 4 * EVERY:
+            raise KeyboardInterrupt
+
+    folder = dln.Checkpoint(tmp_path / "run", every=5, seconds=0)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(request, "SNAPSHOT_BYTES", 0)
+        with pytest.raises(KeyboardInterrupt):
+            train("dense", "square", interrupt, folder)
+    run = train("dense", "square", None, folder)
+    whole = train("dense", "square", None)
+    np.testing.assert_array_equal(run.loss, whole.loss)
+    np.testing.assert_array_equal(run.weights(1), whole.weights(1))
+    assert run.states.snapshots == ()
     with pytest.raises(ValueError, match="step is 7, but the weights were recorded at"):
         run.weights(1, 7)
 
 
 def test_weights_that_just_fit_are_kept(monkeypatch):
-    from dlnfast._training import request
-
     n_entries = sum(w.size for w in draw("square"))
     monkeypatch.setattr(request, "SNAPSHOT_BYTES", 9 * n_entries * 8)
     assert train("dense", "square", None).weights(1, 7).shape == (DIM, DIM)

@@ -372,6 +372,13 @@ class DenseJob(CoreJob):
         }
         return core.dense_descent(self.weights, values)
 
+    def replace_space(self, arrays: Mapping[str, npt.NDArray[Any]]) -> DenseJob:
+        """Return the job, without snapshots that the folder of an earlier version did not begin with."""
+        if self.request.default_weights_every is not None and "snapshots_0" not in arrays:
+            self.request = replace(self.request, default_weights_every=None)
+            self.snapshots = []
+        return self
+
     def state_arrays(self) -> dict[str, FloatArray]:
         """Return the arrays that change during the run: its state."""
         return {f"weight_{i}": w for i, w in enumerate(self.weights)} | self.optimizer.arrays()

@@ -120,8 +120,8 @@ class Record:
         all of them on the host.
     weights_every : int, optional
         Number of steps between two snapshots of all weights, for the dense engines. They always keep the
-        first and the last weights, and by default those of every record if these need at most 64 MB, singular
-        values are recorded, and there is no checkpoint. The reduced engine gives the weights at any record.
+        first and the last weights, and by default those of every record if these need at most 64 MB and
+        singular values are recorded. The reduced engine gives the weights at any record.
     callback : callable, optional
         Function that is called as ``callback(step, loss)`` at every record; the run ends if it returns True.
         A function of one parameter gets a `CallbackState` instead, with losses, weights and singular values.

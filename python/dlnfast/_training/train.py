@@ -124,11 +124,11 @@ def train(
     initial = check_initial(weights, problem)
     folder = None if checkpoint is None else Checkpoint.of(checkpoint)
     engine, request, certificate = resolve(chosen, problem, initial)
+    if engine.space is None:
+        request = request.with_small_snapshots()
     if folder is not None:
         interval = folder.every or steps_between_flushes(request, engine.space)
         request = replace(request, flush_every=interval)
-    elif engine.space is None:
-        request = request.with_small_snapshots()
     job = engine.prepare(request)
     refuse_unread_options(job, chosen)
     import logging  # not needed by programs that do not train

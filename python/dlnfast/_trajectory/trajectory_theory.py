@@ -1,30 +1,51 @@
 # SPDX-License-Identifier: MIT
-"""`TheoryTrajectory`: the end-to-end matrix, balance, curvature and tangent kernel over the records."""
+"""`TheoryMethods`: the end-to-end matrix, balance, curvature and tangent kernel over the records."""
 
 from __future__ import annotations
 
 import logging
+from typing import Protocol
 
 import numpy as np
 
-from .._problem.low_rank import as_dense
-from .._problem.problem import Problem
+from .._problem.low_rank import LowRank, as_dense
 from .._support.arrays import FloatArray, check_count, check_scale
-from .._support.products import multiply
 from .hessian import hessian_eigenvalues
-from .states import Table
+from .states import Run, Table
 from .tangent_kernel import TrainKernel, find_kernel, join_kernels
-from .trajectory_base import TrajectoryBase
 
 
-class TheoryTrajectory(TrajectoryBase):
+class KnownProblem(Protocol):
+    """The facts of a `Problem` that the methods read."""
+
+    @property
+    def loss_scale(self) -> float: ...
+
+    @property
+    def input_gram(self) -> FloatArray | None: ...
+
+    @property
+    def least_squares(self) -> FloatArray | LowRank: ...
+
+    def target_factors(self) -> LowRank: ...
+
+
+class TheoryRun(Run, Protocol):
+    """A run with the problem that it descended on."""
+
+    def _require_problem(self, method: str) -> KnownProblem:
+        """Return the `Problem` of the run, or raise an error that names the method."""
+        ...
+
+
+class TheoryMethods:
     """Quantities of the theory over the records, from cores and scalars where the run is reduced.
 
     Every method answers for all records, in float64. Reduced runs need no whole layers, so the cost does not
     grow with the width. Dense runs need the weights at every record (``dlnfast.Record(weights_every=)``).
     """
 
-    def end_to_end_singular_values(self, k: int | None = None) -> Table:
+    def end_to_end_singular_values(self: TheoryRun, k: int | None = None) -> Table:
         r"""Return the singular values of ``W_{L:1}`` at the records, descending, with multiplicities.
 
         .. math:: W_{L:1} = A_L C_{L:1} A_0^T + \sum_f \Big(\prod_l \rho_{f,l}\Big) D_f
@@ -51,11 +72,11 @@ class TheoryTrajectory(TrajectoryBase):
         """
         n_all = min(self.widths[0], self.widths[-1])
         count = n_all if k is None else check_count(k, "k", maximum=n_all)
-        return self._stack(
+        return _stack(
             [each.end_to_end_singular_values(count) for each in self.states.decouple(self, with_inputs=False)]
         )
 
-    def mode_strengths(self) -> Table:
+    def mode_strengths(self: TheoryRun) -> Table:
         r"""Return the strength :math:`u_i^T W_{L:1} v_i` of every mode of the target at the records.
 
         Returns
@@ -86,9 +107,9 @@ class TheoryTrajectory(TrajectoryBase):
         for network in self.states.decouple(self, with_inputs=False):
             product = network.chains[0].product(0, self.n_layers)
             found.append(np.sum(left * (product @ right), axis=1))
-        return self._stack(found, len(left.T))
+        return _stack(found, len(left.T))
 
-    def balancedness(self) -> Table:
+    def balancedness(self: TheoryRun) -> Table:
         r"""Return the imbalance of neighbouring layers, :math:`\|W_{l+1}^T W_{l+1} - W_l W_l^T\|_F`.
 
         Returns
@@ -109,12 +130,12 @@ class TheoryTrajectory(TrajectoryBase):
         Gradient flow without weight decay conserves each difference. `measures.balancedness` is the measure
         of one list of layers.
         """
-        return self._stack(
+        return _stack(
             [network.balancedness() for network in self.states.decouple(self, with_inputs=False)],
             self.n_layers - 1,
         )
 
-    def sharpness(self, k: int = 1, *, tolerance: float = 1e-10) -> Table:
+    def sharpness(self: TheoryRun, k: int = 1, *, tolerance: float = 1e-10) -> Table:
         r"""Return the k largest eigenvalues of the Hessian of the loss at the records.
 
         The Hessian is that with respect to all entries of all layers, of the loss without weight decay.
@@ -159,9 +180,9 @@ class TheoryTrajectory(TrajectoryBase):
                 source = "whole layers" if network.is_whole else "cores and scalars"
                 logging.getLogger("dlnfast").info("the sharpness is computed from %s", source)
             found.append(hessian_eigenvalues(network, problem.loss_scale, count, limit))
-        return self._stack(found, count)
+        return _stack(found, count)
 
-    def train_kernel(self, k: int = 1, *, tolerance: float = 1e-10) -> TrainKernel:
+    def train_kernel(self: TheoryRun, k: int = 1, *, tolerance: float = 1e-10) -> TrainKernel:
         r"""Return the neural tangent kernel over the training outputs at the records, as factors.
 
         .. math:: K = \sum_l P_l \otimes X^T Q_l X, \qquad
@@ -205,27 +226,6 @@ class TheoryTrajectory(TrajectoryBase):
             raise ValueError("the run has recorded nothing yet")
         return join_kernels(parts)
 
-    # --------------------------------------------------------------------------------------- helpers
 
-    def _require_problem(self, method: str) -> Problem:
-        if isinstance(self.problem, Problem):
-            return self.problem
-        if self.problem is None:
-            raise ValueError(f"{method} needs the training problem: {self.states.missing_problem}")
-        raise ValueError(
-            f"{method} needs a Problem with the sums S and Phi; the problem is {type(self.problem).__name__}"
-        )
-
-    @property
-    def _inputs_and_target(self) -> tuple[FloatArray, FloatArray | None, FloatArray] | None:
-        if not isinstance(self.problem, Problem):
-            return None
-        factor = self.problem.input_factor
-        inputs = np.eye(self.problem.dim_in) if factor is None else factor
-        return inputs, self.problem.input_gram, self.problem.dense_target()
-
-    def _stack(self, parts: list[Table], n_columns: int = 0) -> Table:
-        return np.concatenate(parts) if parts else np.zeros((0, n_columns))
-
-
-__all__ = ["TheoryTrajectory"]
+def _stack(parts: list[Table], n_columns: int = 0) -> Table:
+    return np.concatenate(parts) if parts else np.zeros((0, n_columns))
