@@ -105,10 +105,9 @@ def test_eigenvalues_for_drawn_shapes(dim, rank, depth, scale, steps):
         assert np.abs(values - wanted).max() <= allowed * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("rank", [3, 5])
-def test_the_largest_eigenvalues_of_a_wider_network(rank):
-    """30 wide, three layers, before and at convergence; multiplicities of 20 and more are among the values."""
-    problem = dln.low_rank_recovery(30, rank, seed=0)
+def test_the_largest_eigenvalues_of_a_wider_network():
+    """30 wide, three layers, before and at convergence; multiplicities are above 20."""
+    problem = dln.low_rank_recovery(30, 3, seed=0)
     run = dln.train(
         problem,
         dln.orthogonal([30] * 4, 0.8, seed=1),
@@ -203,7 +202,8 @@ def test_dense_runs_give_the_same_answers():
         allowed = tolerance(F64, max(widths), 40) * 10  # values of products of all layers
         for method in ("end_to_end_singular_values", "mode_strengths", "balancedness", "sharpness"):
             a, b = getattr(small, method)(), getattr(whole, method)()
-            assert np.abs(a - b).max() <= max(allowed, 1e-9 if method == "sharpness" else 0.0) * np.abs(b).max()
+            relative = 1e-9 if method == "sharpness" else allowed  # by iteration in the dense run
+            assert np.abs(a - b).max() <= relative * np.abs(b).max()
         a, b = small.train_kernel(3), whole.train_kernel(3)
         np.testing.assert_allclose(a.eigenvalues, b.eigenvalues, rtol=1e-9)
         np.testing.assert_allclose(a.trace, b.trace, rtol=allowed)
@@ -305,8 +305,16 @@ def test_questions_that_cannot_be_answered():
     with pytest.raises(ValueError, match="tolerance is 0"):
         run.sharpness(tolerance=0.0)
     sparse = train(problem, widths, engine="dense", record=dln.Record(every=10, weights_every=40))
-    for method in ("end_to_end_singular_values", "mode_strengths", "balancedness", "sharpness", "train_kernel"):
-        with pytest.raises(ValueError, match=r"step is 10, .*\[0, 40\] only: record=dln\.Record\(weights_every"):
+    for method in (
+        "end_to_end_singular_values",
+        "mode_strengths",
+        "balancedness",
+        "sharpness",
+        "train_kernel",
+    ):
+        with pytest.raises(
+            ValueError, match=r"step is 10, .*\[0, 40\] only: record=dln\.Record\(weights_every"
+        ):
             getattr(sparse, method)()
 
 

@@ -223,9 +223,7 @@ def hessian_product(
     return result
 
 
-def hessian(
-    weights: Sequence[Array], target: Array, input_gram: Array | None, loss_scale: float
-) -> Array:
+def hessian(weights: Sequence[Array], target: Array, input_gram: Array | None, loss_scale: float) -> Array:
     """Return the Hessian of the loss with respect to all entries of W_1 .. W_L, column by column.
 
     Parameters

@@ -63,10 +63,10 @@ class CheckpointedRun(ResumableWork):
         run, arrays = make_trajectory(job, request, certificate, self.outputs, "unfinished", 0.0).to_arrays()
         settings = request.settings(certificate.engine)
         # Problem and W(0) determine the invariant subspaces, up to rounding.
-        other = ("basis_", "core_")
+        other = ["basis_", "core_"]
         if request.default_weights_every is not None:  # which no setting asks for
-            other += ("snapshots_",)
-        inputs = {name: array for name, array in arrays.items() if not name.startswith(other)}
+            other.append("snapshots_")
+        inputs = {name: array for name, array in arrays.items() if not name.startswith(tuple(other))}
         self.folder = self.make_folder(checkpoint, settings | {"problem": run["problem"]}, inputs)
         self._metadata = {
             "run": run,

@@ -116,7 +116,6 @@ class Job(Protocol):
         """Return the recorded states; `complete` says that the run is finished."""
         ...
 
-
     def current_states(self, outputs: Outputs) -> tuple[States, npt.NDArray[np.int64]]:
         """Return states that end with the newest record and its weights, and the steps of their records.
 

@@ -19,10 +19,10 @@ from .._trajectory.load import load
 from .._trajectory.trajectory import Trajectory
 from .._weights.checks import check_initial
 from .._weights.implicit import ImplicitWeights
+from .callbacks import RecordCallback
 from .checkpointed import run_checkpointed, steps_between_flushes
 from .engines import resolve
 from .jobs import refuse_unread_options, run_job
-from .callbacks import RecordCallback
 from .options import Adaptive, Options, TrainOptions, takes_options
 from .stopping import Plateau
 

@@ -14,8 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from .._support.arrays import FloatArray
+
+Table = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,9 @@ class DecoupledNetwork:
         """Return the chains from the inputs to the outputs."""
         return [chain for chain in self.chains if (chain.first, chain.last) == (0, self.n_layers)]
 
-    def end_to_end_singular_values(self, k: int) -> FloatArray:
+    def end_to_end_singular_values(self, k: int) -> Table:
         """Return the k largest singular values of W_{L:1}, those of all through chains and zeros."""
-        found = []
+        found: list[tuple[FloatArray, int]] = []
         for chain in self.through():
             values = np.linalg.svd(chain.product(0, self.n_layers), compute_uv=False)
             found.append((values, chain.multiplicity))
@@ -111,7 +114,7 @@ class DecoupledNetwork:
         found.append((np.zeros((self.chains[0].n_records, 1)), max(n_zeros, 0)))
         return select_largest(found, k)
 
-    def balancedness(self) -> FloatArray:
+    def balancedness(self) -> Table:
         """Return ``||W_{l+1}^T W_{l+1} - W_l W_l^T||_F`` for l = 1 .. L-1, a column each."""
         squares = np.zeros((self.chains[0].n_records, self.n_layers - 1))
         for node in range(1, self.n_layers):
@@ -127,14 +130,13 @@ class DecoupledNetwork:
                     below = chain.layer(node)
                     difference -= below @ _transpose(below)
                 squares[:, node - 1] += chain.multiplicity * np.sum(difference**2, axis=(1, 2))
-        return np.sqrt(squares)
+        return np.asarray(np.sqrt(squares), dtype=np.float64)
 
 
-def select_largest(found: Sequence[tuple[FloatArray, int]], k: int) -> FloatArray:
+def select_largest(found: Sequence[tuple[FloatArray, int]], k: int) -> Table:
     """Return the k largest of columns of values with multiplicities, in descending order, for each row."""
     columns = [np.repeat(values, min(count, k), axis=1) for values, count in found]
-    largest: FloatArray = -np.sort(-np.concatenate(columns, axis=1), axis=1)[:, :k]
-    return largest
+    return np.asarray(-np.sort(-np.concatenate(columns, axis=1), axis=1)[:, :k], dtype=np.float64)
 
 
 def _transpose(stack: FloatArray) -> FloatArray:

@@ -20,7 +20,7 @@ import numpy as np
 
 from .._support.arrays import FloatArray
 from .._support.eigenvalues import largest_eigenvalues
-from .chains import Chain, DecoupledNetwork, select_largest
+from .chains import Chain, DecoupledNetwork, Table, select_largest
 
 #: Largest number of unknowns for which all eigenvalues are computed at once; otherwise the largest by
 #: iteration.
@@ -29,7 +29,7 @@ DENSE_LIMIT = 256
 _MAX_ITERATIONS = 1000
 
 
-def hessian_eigenvalues(network: DecoupledNetwork, loss_scale: float, k: int, tolerance: float) -> FloatArray:
+def hessian_eigenvalues(network: DecoupledNetwork, loss_scale: float, k: int, tolerance: float) -> Table:
     """Return the k largest eigenvalues of the Hessian with respect to all weights, shape (R, k).
 
     Parameters
@@ -46,7 +46,7 @@ def hessian_eigenvalues(network: DecoupledNetwork, loss_scale: float, k: int, to
     active, others = network.chains[0], network.chains[1:]
     n_layers = network.n_layers
     n_own = sum(active.dim(node) * active.dim(node + 1) for node in range(n_layers))
-    found = []
+    found: list[tuple[FloatArray, int]] = []
     if n_own:
         rows = []
         for record in range(active.n_records):
@@ -132,32 +132,33 @@ def _pair_block(g: Chain, h: Chain, n_layers: int, loss_scale: float) -> FloatAr
 
     The unknowns are vectors x_l, the blocks of D_l from h to g, and y_l, the transposed blocks from g to h.
     """
-    xs = [l for l in range(1, n_layers + 1) if h.has(l - 1) and g.has(l)]
-    ys = [l for l in range(1, n_layers + 1) if g.has(l - 1) and h.has(l)]
-    sizes = [g.dim(l) for l in xs] + [g.dim(l - 1) for l in ys]
-    ends = np.cumsum([0, *sizes])
-    span_x = {l: slice(ends[i], ends[i + 1]) for i, l in enumerate(xs)}
-    span_y = {l: slice(ends[len(xs) + i], ends[len(xs) + i + 1]) for i, l in enumerate(ys)}
+    layers = range(1, n_layers + 1)
+    xs = [layer for layer in layers if h.has(layer - 1) and g.has(layer)]
+    ys = [layer for layer in layers if g.has(layer - 1) and h.has(layer)]
+    ends = np.cumsum([0, *(g.dim(layer) for layer in xs), *(g.dim(layer - 1) for layer in ys)]).tolist()
+    spans = [slice(*pair) for pair in itertools.pairwise(ends)]
+    span_x, span_y = dict(zip(xs, spans, strict=False)), dict(zip(ys, spans[len(xs) :], strict=True))
+    all_x, all_y = slice(0, ends[len(xs)]), slice(ends[len(xs)], ends[-1])
     block = np.zeros((g.n_records, ends[-1], ends[-1]))
-    inside_x, inside_y = slice(0, ends[len(xs)]), slice(ends[len(xs)], ends[-1])
-    last = n_layers
-    if xs and h.gram_factor is not None and g.last == last:
-        jacobian = np.concatenate([g.product(l, last) * h.product(0, l - 1) for l in xs], axis=2)
+    if xs and h.gram_factor is not None and g.last == n_layers:
+        jacobian = np.concatenate([g.product(i, n_layers) * h.product(0, i - 1) for i in xs], axis=2)
         coupling = float(np.sum(h.gram_factor**2))
-        block[:, inside_x, inside_x] += coupling * (np.swapaxes(jacobian, 1, 2) @ jacobian)
-    if ys and g.gram_factor is not None and h.last == last:
-        factor = g.gram_factor.T
-        images = [h.product(l, last) * (factor @ np.swapaxes(g.product(0, l - 1), 1, 2)) for l in ys]
-        jacobian = np.concatenate(images, axis=2)
-        block[:, inside_y, inside_y] += np.swapaxes(jacobian, 1, 2) @ jacobian
-    for k, l in ((k, l) for k in xs for l in ys if l < k and g.residual is not None):
-        inner = np.swapaxes(g.product(k, last), 1, 2) @ g.residual @ np.swapaxes(g.product(0, l - 1), 1, 2)
-        block[:, span_x[k], span_y[l]] += h.product(l, k - 1) * inner
-    for k, l in ((k, l) for k in ys for l in xs if l < k and h.residual is not None):
-        scalar = h.residual * h.product(k, last) * h.product(0, l - 1)
-        # y_k^T W_{k-1:l+1} x_l
-        block[:, span_x[l], span_y[k]] += scalar * np.swapaxes(g.product(l, k - 1), 1, 2)
-    block[:, inside_y, inside_x] = np.swapaxes(block[:, inside_x, inside_y], 1, 2)
+        block[:, all_x, all_x] += coupling * (np.swapaxes(jacobian, 1, 2) @ jacobian)
+    if ys and g.gram_factor is not None and h.last == n_layers:
+        images = [h.product(i, n_layers) * (g.product(0, i - 1) @ g.gram_factor) for i in ys]
+        jacobian = np.concatenate(images, axis=1)
+        block[:, all_y, all_y] += jacobian @ np.swapaxes(jacobian, 1, 2)
+    if g.residual is not None:
+        for upper, lower in ((k, i) for k in xs for i in ys if i < k):
+            error = np.swapaxes(g.product(upper, n_layers), 1, 2) @ g.residual
+            error = error @ np.swapaxes(g.product(0, lower - 1), 1, 2)
+            block[:, span_x[upper], span_y[lower]] += h.product(lower, upper - 1) * error
+    if h.residual is not None:
+        for upper, lower in ((k, i) for k in ys for i in xs if i < k):
+            error = h.residual * h.product(upper, n_layers) * h.product(0, lower - 1)
+            between = np.swapaxes(g.product(lower, upper - 1), 1, 2)
+            block[:, span_x[lower], span_y[upper]] += error * between
+    block[:, all_y, all_x] = np.swapaxes(block[:, all_x, all_y], 1, 2)
     return loss_scale * block
 
 
@@ -168,13 +169,14 @@ def _self_block(h: Chain, n_layers: int, loss_scale: float) -> FloatArray:
     if h.residual is None or h.gram_factor is None:
         return block
     coupling = float(np.sum(h.gram_factor**2))
-    others = [(h.product(l, n_layers) * h.product(0, l - 1))[:, 0, 0] for l in range(1, n_layers + 1)]
-    for k in range(1, n_layers + 1):
-        block[:, k - 1, k - 1] = coupling * others[k - 1] ** 2
-        for l in range(1, k):
-            second = h.residual * h.product(k, n_layers) * h.product(l, k - 1) * h.product(0, l - 1)
-            entry = coupling * others[k - 1] * others[l - 1] + second[:, 0, 0]
-            block[:, k - 1, l - 1] = block[:, l - 1, k - 1] = entry
+    #: Product of all numbers but that of each layer.
+    others = [(h.product(i, n_layers) * h.product(0, i - 1))[:, 0, 0] for i in range(1, n_layers + 1)]
+    for upper in range(1, n_layers + 1):
+        block[:, upper - 1, upper - 1] = coupling * others[upper - 1] ** 2
+        for lower in range(1, upper):
+            between = h.product(upper, n_layers) * h.product(lower, upper - 1) * h.product(0, lower - 1)
+            entry = coupling * others[upper - 1] * others[lower - 1] + (h.residual * between)[:, 0, 0]
+            block[:, upper - 1, lower - 1] = block[:, lower - 1, upper - 1] = entry
     return loss_scale * block
 
 

@@ -287,9 +287,7 @@ def decouple_whole_layers(
         for layer in layers[1:]:
             product = multiply(layer, product)
         residual = ((product if gram is None else multiply(product, gram)) - target)[None]
-    chain = Chain(
-        0, len(layers), 1, tuple(widths), [layer[None] for layer in layers], 1, factor, residual
-    )
+    chain = Chain(0, len(layers), 1, tuple(widths), [layer[None] for layer in layers], 1, factor, residual)
     return DecoupledNetwork(widths, (chain,), is_whole=True)
 
 

@@ -62,8 +62,8 @@ def find_kernel(network: DecoupledNetwork, k: int, tolerance: float) -> TrainKer
     n_layers, widths = network.n_layers, network.widths
     outputs = [chain for chain in network.chains if chain.last == n_layers]
     inputs = [chain for chain in network.chains if chain.first == 0]
-    left = [[_left_factor(chain, l, n_layers) for l in range(1, n_layers + 1)] for chain in outputs]
-    right = [[_right_factor(chain, l) for l in range(1, n_layers + 1)] for chain in inputs]
+    left = [[_left_factor(chain, layer, n_layers) for layer in range(1, n_layers + 1)] for chain in outputs]
+    right = [[_right_factor(chain, layer) for layer in range(1, n_layers + 1)] for chain in inputs]
     measured = [[_weigh(q, chain) for q in qs] for chain, qs in zip(inputs, right, strict=True)]
     found: list[tuple[FloatArray, int]] = []
     trace = np.zeros(network.chains[0].n_records)
@@ -99,7 +99,9 @@ def join_kernels(parts: Sequence[TrainKernel]) -> TrainKernel:
     """Return the kernel at the records of several slices."""
 
     def join(name: str) -> tuple[FloatArray, ...]:
-        return tuple(np.concatenate(arrays) for arrays in zip(*(getattr(p, name) for p in parts), strict=True))
+        return tuple(
+            np.concatenate(arrays) for arrays in zip(*(getattr(p, name) for p in parts), strict=True)
+        )
 
     return TrainKernel(
         left=join("left"),

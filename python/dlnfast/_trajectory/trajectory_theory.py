@@ -98,15 +98,16 @@ class TheoryMethods:
         """
         problem = self._require_problem("mode_strengths")
         factors = problem.target_factors()
-        left, right = np.asarray(factors.U, np.float64), np.asarray(factors.V, np.float64)
+        left: FloatArray = np.asarray(factors.U, np.float64)
+        right: FloatArray = np.asarray(factors.V, np.float64)
         if problem.input_gram is not None:
             u, _, vt = np.linalg.svd(as_dense(problem.least_squares), full_matrices=False)
             left, right = u[:, : factors.rank], vt[: factors.rank].T
         left, right = self.states.project(left, right)
-        found = []
+        found: list[Table] = []
         for network in self.states.decouple(self, with_inputs=False):
             product = network.chains[0].product(0, self.n_layers)
-            found.append(np.sum(left * (product @ right), axis=1))
+            found.append(np.sum(left * (product @ right), axis=1, dtype=np.float64))
         return _stack(found, len(left.T))
 
     def balancedness(self: TheoryRun) -> Table:
@@ -174,7 +175,7 @@ class TheoryMethods:
         n_weights = sum(rows * columns for rows, columns in self.shapes)
         count = check_count(k, "k", maximum=n_weights)
         limit = check_scale(tolerance, "tolerance", strict=True)
-        found = []
+        found: list[Table] = []
         for network in self.states.decouple(self, with_inputs=True):
             if not found:
                 source = "whole layers" if network.is_whole else "cores and scalars"

@@ -28,8 +28,8 @@ from .._training.jobs import DenseJob, Outputs
 from .._training.options import Options
 from .._training.rates import ADAPTIVE_RATE
 from .._training.request import Request, Weights
-from .._trajectory.states import States
 from .._trajectory.layer_spectra import LayerTracking, split_tracker_record
+from .._trajectory.states import States
 from .._weights.implicit import ImplicitWeights
 from ._devices import find_device, use_exact_products
 from ._rule import UpdateRule

@@ -28,9 +28,9 @@ from .._support.files import Arrays
 from .._support.moved import refuse_keywords
 from .._support.progress import ProgressBar
 from .._tracking.svd_tracker import SVDTracker, TrackerRecord, is_decomposed
+from .._training.callbacks import Callback, refuse_state
 from .._training.checkpointed import CheckpointedRun, steps_between_flushes
 from .._training.jobs import Outputs, ResumableJob, make_trajectory, run_job
-from .._training.callbacks import Callback, refuse_state
 from .._training.options import MOVED_OPTIONS, Options, PerLayer, Record
 from .._training.rates import divergence_text, rates_at, with_caution
 from .._training.request import Request
