@@ -81,7 +81,7 @@ class CallbackState:
             After the callback has returned.
         """
         self._require_open()
-        return self._find_losses()[: self.step + 1].copy()
+        return np.array(self._find_losses()[: self.step + 1])
 
     def weights(self) -> list[FloatArray]:
         """Return copies of W_1 .. W_L at this record.
@@ -139,7 +139,7 @@ class CallbackState:
         """
         self._require_open()
         run, record = self._read()
-        return run.singular_values(layer)[record].copy()
+        return np.array(run.singular_values(layer)[record])
 
     def _saved_step(self) -> int:
         """Return the step to ask a run for; -1, the last, for the record of the engine."""

@@ -66,6 +66,7 @@ class Chain:
     def product(self, start: int, end: int) -> FloatArray:
         """Return the block of W_{end:start+1}, which maps node `start` to node `end`; computed once."""
         if (start, end) not in self._products:
+            found: FloatArray
             if start == end:
                 found = np.broadcast_to(np.eye(self.dim(start)), (self.n_records, *2 * (self.dim(start),)))
             elif start + 1 == end:

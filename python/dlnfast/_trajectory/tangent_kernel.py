@@ -66,19 +66,17 @@ def find_kernel(network: DecoupledNetwork, k: int, tolerance: float) -> TrainKer
     right = [[_right_factor(chain, layer) for layer in range(1, n_layers + 1)] for chain in inputs]
     measured = [[_weigh(q, chain) for q in qs] for chain, qs in zip(inputs, right, strict=True)]
     found: list[tuple[FloatArray, int]] = []
+    values: FloatArray
     trace = np.zeros(network.chains[0].n_records)
     n_known = 0
     for i, (g, ps) in enumerate(zip(outputs, left, strict=True)):
         for j, (h, qs) in enumerate(zip(inputs, measured, strict=True)):
             count = g.multiplicity * h.multiplicity
-            if i and j:
-                values = sum(p[:, :, 0] * q[:, :, 0] for p, q in zip(ps, qs, strict=True))
-            elif i or j:
-                total = sum(p * q for p, q in zip(ps, qs, strict=True))
-                values = np.linalg.eigvalsh(total)
+            if i or j:  # one of both is a number, and numbers are their own eigenvalues
+                values = np.linalg.eigvalsh(sum(p * q for p, q in zip(ps, qs, strict=True)))
             else:
                 values = _largest_of_products(ps, qs, k, tolerance)
-            found.append((np.asarray(values), count))
+            found.append((values, count))
             n_known += count * ps[0].shape[1] * qs[0].shape[1]
             trace += count * sum(_trace(p) * _trace(q) for p, q in zip(ps, qs, strict=True))
     n_zeros = widths[0] * widths[-1] - n_known
