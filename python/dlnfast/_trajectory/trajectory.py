@@ -223,7 +223,7 @@ class Trajectory(TrajectoryBase, TheoryMethods):
             1 .. L.
         step : int
             Reduced engine: any recorded step. Dense engine: the first, the last, and those of
-            ``weights_every``. -1 is the last.
+            ``weights_every``, by default all records of small networks (`Record`). -1 is the last.
 
         Returns
         -------
