@@ -42,7 +42,7 @@ INTERFACES = re.compile(
     r"^(forward|on_\w+|(load_)?state_dict)$"  # torch.nn.Module, Lightning, the Hugging Face Trainer
 )
 #: Classes whose objects are made by functions only: their constructors are not documented.
-MADE = ["Batch", "LayerOutputs", "SpectralTracker", "SweepResults"]
+MADE = ["Batch", "CallbackState", "LayerOutputs", "SpectralTracker", "SweepResults"]
 #: Calls of helpers that raise the errors of their callers.
 CHECKS = re.compile(r"\braise \w|\bcheck_\w+\(|\bas_(array|list|matrix|vector)\(|\bper_layer\(")
 #: Beginnings of descriptions that continue another sentence, or paraphrase in place of the term.

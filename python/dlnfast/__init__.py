@@ -23,10 +23,12 @@ from ._support.schedule import Schedule
 from ._support.threads import build_info, set_num_threads
 from ._tracking.svd_tracker import SVDTracker, TrackerRecord
 from ._training.batch import Batch, train_batch
+from ._training.callbacks import CallbackState
 from ._training.flow import flow
 from ._training.options import Adaptive, Record
 from ._training.train import resume, train
 from ._trajectory.load import load
+from ._trajectory.tangent_kernel import TrainKernel
 from ._trajectory.trajectory import Trajectory
 from ._version import __version__
 from ._weights.gradients import gradients
@@ -50,6 +52,7 @@ __all__ = [
     "AssumptionError",
     "Batch",
     "BiasOptions",
+    "CallbackState",
     "Certificate",
     "Checkpoint",
     "Closure",
@@ -76,6 +79,7 @@ __all__ = [
     "SweepGrid",
     "SweepResults",
     "TrackerRecord",
+    "TrainKernel",
     "Trajectory",
     "__version__",
     "aligned",

@@ -7,7 +7,7 @@ measure that is undefined for its input raises `ValueError`; no measure returns 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,8 +25,8 @@ from ._support.arrays import (
     check_count,
     check_scale,
     frobenius_norm,
-    random_generator,
 )
+from ._support.eigenvalues import largest_eigenvalues
 from ._support.errors import ShapeError
 
 __all__ = [
@@ -796,29 +796,8 @@ def sharpness(problem: Problem, weights: Sequence[npt.ArrayLike], *, tolerance: 
         changes = plain.hessian_product(layers, directions, target, gram, loss_scale)
         return np.concatenate([change.ravel() for change in changes])
 
-    return _largest_eigenvalue(product, sum(layer.size for layer in layers), limit)
-
-
-def _largest_eigenvalue(product: Callable[[FloatArray], FloatArray], size: int, tolerance: float) -> float:
-    """Return the largest eigenvalue of a symmetric operator on vectors of this size."""
-    vector: FloatArray = random_generator(0, ("sharpness",)).standard_normal(size)
-    basis = np.empty((min(size, _MAX_ITERATIONS), size))
-    diagonal: list[float] = []
-    below: list[float] = []
-    for step in range(len(basis)):
-        basis[step] = vector / np.linalg.norm(vector)
-        vector = product(basis[step])
-        diagonal.append(float(basis[step] @ vector))
-        for _ in range(2):  # twice is enough for full orthogonality
-            vector = vector - basis[: step + 1].T @ (basis[: step + 1] @ vector)
-        length = float(np.linalg.norm(vector))
-        values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(below, -1) + np.diag(below, 1))
-        scale = max(abs(float(values[0])), abs(float(values[-1])))
-        # The error of a Ritz value is at most the norm of its residual.
-        if step + 1 == size or length * abs(float(vectors[-1, -1])) <= tolerance * scale:
-            return float(values[-1])
-        below.append(length)
-    raise ValueError(f"tolerance is {tolerance:g}: not reached after {len(basis)} iterations")
+    n_entries = sum(layer.size for layer in layers)
+    return float(largest_eigenvalues(product, n_entries, 1, limit, "sharpness", _MAX_ITERATIONS)[0])
 
 
 def _convert_layers(weights: Iterable[npt.ArrayLike], columns: int | None = None) -> list[FloatArray]:

@@ -152,8 +152,8 @@ class Muon(Optimizer):
     Notes
     -----
     Errors of the exact polar factor are the rounding error over the rank tolerance at most, 1.5e-8 in
-    float64, unless a singular value passes the tolerance: the rule is discontinuous there. Cost: three products
-    for each iteration and layer.
+    float64, unless a singular value passes the tolerance: the rule is discontinuous there. Cost: three
+    products for each iteration and layer.
     """
 
     momentum: PerLayer | Schedule = 0.95

@@ -225,6 +225,67 @@ def hessian_product(
     return result
 
 
+def hessian(weights: Sequence[Array], target: Array, input_gram: Array | None, loss_scale: float) -> Array:
+    """Return the Hessian of the loss with respect to all entries of W_1 .. W_L, column by column.
+
+    Parameters
+    ----------
+    weights : sequence of (d_l, d_{l-1}) arrays
+        W_1 .. W_L.
+    target : (d_L, d_0) array
+        Phi.
+    input_gram : (d_0, d_0) array or None
+        S; None for the identity.
+    loss_scale : float
+        c.
+
+    Returns
+    -------
+    (n, n) array
+        n = sum_l d_l d_{l-1}, for the entries of W_1 in C order, then those of W_2 and so on.
+
+    Notes
+    -----
+    Cost: O(n L d^3).
+    """
+    splits = np.cumsum([weight.size for weight in weights])
+    result = np.empty((splits[-1], splits[-1]))
+    for i, unit in enumerate(np.eye(splits[-1])):
+        parts = np.split(unit, splits[:-1])
+        directions = [part.reshape(weight.shape) for part, weight in zip(parts, weights, strict=True)]
+        changes = hessian_product(weights, directions, target, input_gram, loss_scale)
+        result[:, i] = np.concatenate([change.ravel() for change in changes])
+    return result
+
+
+def train_kernel(weights: Sequence[Array], inputs: Array) -> Array:
+    """Return the neural tangent kernel over the outputs W_{L:1} X: J J^T with the Jacobian J of the outputs.
+
+    Parameters
+    ----------
+    weights : sequence of (d_l, d_{l-1}) arrays
+        W_1 .. W_L.
+    inputs : (d_0, N) array
+        X.
+
+    Returns
+    -------
+    (d_L N, d_L N) array
+        sum_l (W_{L:l+1} W_{L:l+1}^T) kron (X^T W_{l-1:1}^T W_{l-1:1} X), for the outputs in C order.
+
+    Notes
+    -----
+    Cost: O(L d_L^2 N^2).
+    """
+    n_outputs, n_samples = len(weights[-1]), inputs.shape[1]
+    result = np.zeros((n_outputs * n_samples, n_outputs * n_samples))
+    for layer in range(len(weights)):
+        above = _product(weights[layer + 1 :], len(weights[layer]))
+        below = _product(weights[:layer], len(inputs)) @ inputs
+        result += np.kron(above @ above.T, below.T @ below)
+    return result
+
+
 # Training all weights.
 
 

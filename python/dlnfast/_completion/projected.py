@@ -15,7 +15,8 @@ from .._support.arrays import FloatArray, check_count, check_scale
 from .._support.checkpoint import Checkpoint, RunFolder, State
 from .._support.checksums import compute_identity
 from .._support.files import Arrays
-from .._training.options import Callback, Record
+from .._training.callbacks import Callback, refuse_state
+from .._training.options import Record
 from .._training.resumable import ResumableWork, replay_records, run_resumable
 from .._training.train import train
 from .._trajectory.dense import DenseStates
@@ -80,6 +81,7 @@ def train_projected(
     The trajectory on an exception has all layers, too.
     """
     first, *cores, last = narrow
+    refuse_state(settings["record"].callback, "train_compressed with frozen outer layers")
     small = project(problem, last, first.T)
     try:
         run = train(small, cores, learning_rate=learning_rate, engine="dense", **settings)
@@ -147,7 +149,7 @@ def train_in_turns(
         n_steps=n_steps,
         record_every=record_every,
         snapshot_every=None if record.weights_every is None else weights_every,
-        callback=record.callback,
+        callback=refuse_state(record.callback, "train_compressed with outer_every above 1"),
         options=wanted,
     )
     if checkpoint is None:

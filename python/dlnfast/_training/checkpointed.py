@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ from .._support.errors import DivergedError
 from .._support.files import Arrays
 from .._support.progress import ProgressBar
 from .._trajectory.load import load_folder
+from .._trajectory.states import find_record
 from .._trajectory.trajectory import Trajectory
-from .jobs import Outputs, ResumableJob, core_arguments, make_trajectory
-from .options import Callback
+from .callbacks import Callback, CallbackState, RecordCallback, bind_state, takes_state
+from .jobs import Outputs, ResumableJob, bind_callback, core_arguments, make_trajectory
 from .rates import divergence_text
 from .request import Request
 from .resumable import Records, ResumableWork, replay_records, run_resumable
@@ -62,7 +63,10 @@ class CheckpointedRun(ResumableWork):
         run, arrays = make_trajectory(job, request, certificate, self.outputs, "unfinished", 0.0).to_arrays()
         settings = request.settings(certificate.engine)
         # Problem and W(0) determine the invariant subspaces, up to rounding.
-        inputs = {name: array for name, array in arrays.items() if not name.startswith(("basis_", "core_"))}
+        other = ["basis_", "core_"]
+        if request.default_weights_every is not None:  # which no setting asks for
+            other.append("snapshots_")
+        inputs = {name: array for name, array in arrays.items() if not name.startswith(tuple(other))}
         self.folder = self.make_folder(checkpoint, settings | {"problem": run["problem"]}, inputs)
         self._metadata = {
             "run": run,
@@ -97,15 +101,24 @@ class CheckpointedRun(ResumableWork):
     def advance(self, flush: Callable[[], None]) -> Mapping[str, Any]:
         """Let the engine run, which flushes every `Request.flush_every` steps."""
         outputs, request = self.outputs, self._request
-        if self._resumed and request.callback is not None:
-            request = replace(request, callback=self._replay(request.callback, outputs.begin))
+        # Losses before those of the buffers; kept only for a callback that may ask for them.
+        needs_losses = request.callback is not None and takes_state(request.callback)
+        earlier: list[npt.NDArray[np.float64]] = []
+        if needs_losses and self._resumed:
+            earlier += [part["loss"] for part in self.folder.records()]
+            earlier = [np.concatenate([np.empty(0), *earlier])[: outputs.begin]]
+        on_record = bind_callback(self.job, request, self.certificate, outputs, earlier)
+        if self._resumed and on_record is not None and request.callback is not None:
+            on_record = self._replay(request.callback, on_record, outputs.begin)
 
         def on_flush(step: int) -> None:
             del step
+            if needs_losses:
+                earlier.append(outputs.loss[: outputs.n_losses].copy())
             flush()
             outputs.empty()
 
-        arguments = core_arguments(request, outputs, self.bar, on_flush)
+        arguments = core_arguments(request, outputs, self.bar, on_record, on_flush)
         outcome, step, layer = self.job.run(arguments)
         self._has_diverged = outcome == "diverged"
         return {"outcome": outcome, "step": step, "layer": layer}
@@ -129,9 +142,9 @@ class CheckpointedRun(ResumableWork):
         """Return the trajectory in the folder."""
         return load_folder(self.folder, self._request.problem)
 
-    def _replay(self, callback: Callback, begin: int) -> Callback:
-        """Replay saved records to the callback, and return the callback for the remaining steps."""
-        last, answer = replay_records(callback, self._saved_records())
+    def _replay(self, original: RecordCallback, callback: Callback, begin: int) -> Callback:
+        """Replay saved records to the original callback, and return the one for the remaining steps."""
+        last, answer = replay_records(bind_state(original, self._make_saved_state), self._saved_records())
         is_stopped = answer is True and last == begin
 
         def call_after_replay(step: int, loss: float) -> bool | None:
@@ -139,6 +152,19 @@ class CheckpointedRun(ResumableWork):
             return is_stopped if step == begin else callback(step, loss)
 
         return call_after_replay
+
+    def _make_saved_state(self, step: int, loss: float) -> CallbackState:
+        """Return the state of a saved record."""
+
+        def read() -> tuple[Trajectory, int]:
+            return self._saved_run, find_record(self._saved_run.steps, step)
+
+        return CallbackState(step, loss, lambda: self._saved_run.loss, read, is_replayed=True)
+
+    @cached_property
+    def _saved_run(self) -> Trajectory:
+        """The run in the folder when it resumed; loaded once, if a callback asks for it."""
+        return self.partial_result()
 
     def _saved_records(self) -> Iterator[tuple[int, float]]:
         """Yield step and loss of all records in the folder."""

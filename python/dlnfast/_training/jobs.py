@@ -7,6 +7,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from .._problem.problem import Problem
 from .._support.arrays import FloatArray, aligned_copy
 from .._support.dispatch import core
 from .._support.errors import DivergedError
+from .._support.products import multiply
 from .._support.progress import ProgressBar
 from .._trajectory.dense import DenseStates
 from .._trajectory.layer_spectra import LayerTracking
@@ -27,6 +29,7 @@ from .._trajectory.states import COMPLETE, States
 from .._trajectory.trajectory import Trajectory
 from .._weights.implicit import ImplicitWeights
 from ..optimizers import Shampoo
+from .callbacks import Callback, CallbackState, bind_state
 from .options import Options
 from .rates import divergence_text
 from .request import Request
@@ -114,6 +117,14 @@ class Job(Protocol):
     def states(self, outputs: Outputs, complete: bool) -> States:
         """Return the recorded states; `complete` says that the run is finished."""
         ...
+
+    def current_states(self, outputs: Outputs) -> tuple[States, npt.NDArray[np.int64]]:
+        """Return states that end with the newest record and its weights, and the steps of their records.
+
+        Called between two steps only, at a record.
+        """
+        steps = outputs.record_steps[: outputs.n_records]
+        return self.states(outputs, complete=True), steps
 
 
 class ResumableJob(Job, Protocol):
@@ -218,6 +229,7 @@ class ReducedJob(CoreJob):
         if isinstance(rule, Shampoo):
             self.scalars[3] = rule.epsilon
         self.rho_records = allocate_records((request.n_records, n_scalars), np.dtype(np.float64))
+        self._has_saved_space = False
 
     def space_arrays(self) -> dict[str, FloatArray]:
         """Return the data of the reduced problem that the records do not hold."""
@@ -244,7 +256,9 @@ class ReducedJob(CoreJob):
             input_factor=factors[0],
             factor_target=factors[1],
         )
-        return ReducedJob(self.request, space)
+        job = ReducedJob(self.request, space)
+        job._has_saved_space = True
+        return job
 
     def run(self, arguments: types.Run) -> tuple[types.Outcome, int, int]:
         space = self.space
@@ -278,6 +292,26 @@ class ReducedJob(CoreJob):
         n = outputs.n_records
         cores = tuple(records[:n] for records in self.core_records)
         return reduced_states(self.request, self.space, cores, self.rho_records[:n])
+
+    def current_states(self, outputs: Outputs) -> tuple[ReducedStates, npt.NDArray[np.int64]]:
+        """Return the states of step 0, from which layers are reconstructed, and of the newest record."""
+        newest = outputs.n_records - 1
+        cores = tuple(
+            np.stack([first, records[newest]])
+            for first, records in zip(self._initial_cores, self.core_records, strict=True)
+        )
+        initial = [rho for family in self.space.families for rho in family.rho]
+        rho = np.stack([np.array(initial, dtype=np.float64), self.rho_records[newest]])
+        steps = np.array([0, outputs.record_steps[newest]], dtype=np.int64)
+        return reduced_states(self.request, self.space, cores, rho), steps
+
+    @cached_property
+    def _initial_cores(self) -> list[FloatArray]:
+        """The cores of W(0) in the bases, which may be those of another process."""
+        weights, bases = self.request.weights, self.space.bases
+        if isinstance(weights, ImplicitWeights) or not self._has_saved_space:
+            return list(self.space.cores)
+        return [bases[i + 1].T @ multiply(weight, bases[i]) for i, weight in enumerate(weights)]
 
 
 def reduced_states(
@@ -352,6 +386,13 @@ class DenseJob(CoreJob):
         }
         return core.dense_descent(self.weights, values)
 
+    def replace_space(self, arrays: Mapping[str, npt.NDArray[Any]]) -> DenseJob:
+        """Return the job, without snapshots that the folder of an earlier version did not begin with."""
+        if self.request.default_weights_every is not None and "snapshots_0" not in arrays:
+            self.request = replace(self.request, default_weights_every=None)
+            self.snapshots = []
+        return self
+
     def state_arrays(self) -> dict[str, FloatArray]:
         """Return the arrays that change during the run: its state."""
         return {f"weight_{i}": w for i, w in enumerate(self.weights)} | self.optimizer.arrays()
@@ -378,8 +419,43 @@ class DenseJob(CoreJob):
         )
 
 
+def bind_callback(
+    job: Job,
+    request: Request,
+    certificate: Certificate,
+    outputs: Outputs,
+    earlier: Sequence[npt.NDArray[np.float64]] = (),
+) -> Callback | None:
+    """Return the callback of a request as a function of step and loss, with access to the running job.
+
+    Parameters
+    ----------
+    job, request, certificate, outputs
+        The run.
+    earlier : sequence of ndarray
+        Losses of the steps before those of `outputs`; read at each call.
+    """
+    if request.callback is None:
+        return None
+
+    def find_losses() -> npt.NDArray[np.float64]:
+        return np.concatenate([*earlier, outputs.loss[: outputs.n_losses]])
+
+    def read() -> tuple[Trajectory, int]:
+        states, steps = job.current_states(outputs)
+        run = make_trajectory(job, request, certificate, outputs, "unfinished", 0.0)
+        run.states, run.steps = states, steps
+        return run, len(steps) - 1
+
+    return bind_state(request.callback, lambda step, loss: CallbackState(step, loss, find_losses, read))
+
+
 def core_arguments(
-    request: Request, outputs: Outputs, bar: ProgressBar, on_flush: Callable[[int], None] | None = None
+    request: Request,
+    outputs: Outputs,
+    bar: ProgressBar,
+    on_record: Callback | None,
+    on_flush: Callable[[int], None] | None = None,
 ) -> types.Run:
     """Return the arguments that all engines have in common."""
     adaptive = request.adaptive
@@ -403,7 +479,7 @@ def core_arguments(
         "curvature": () if adaptive is None else adaptive.curvature,
         "error_scale": 1.0 if adaptive is None else adaptive.error_scale,
         "rate": outputs.rate,
-        "on_record": request.callback,
+        "on_record": on_record,
         "on_progress": bar.listener,
         "on_flush": on_flush,
         "first": outputs.begin,
@@ -443,7 +519,8 @@ def run_job(
         return make_trajectory(job, request, certificate, outputs, outcome, time.perf_counter() - start)
 
     try:
-        outcome, step, layer = job.run(core_arguments(request, outputs, bar))
+        on_record = bind_callback(job, request, certificate, outputs)
+        outcome, step, layer = job.run(core_arguments(request, outputs, bar, on_record))
     except BaseException as error:
         if outputs.n_records > 0:
             partial = trajectory("interrupted")

@@ -24,11 +24,11 @@ from .._support.moved import check_keywords
 from .._support.schedule import PerLayer, Schedule, read_rate
 from .._support.threads import MAX_THREADS
 from ..optimizers import Optimizer, optimizer_from, refuse_entrywise
+from .callbacks import Callback, RecordCallback, takes_state
 from .registry import ENGINES, check_engine_name, is_engine_name
 
 __all__ = ["Adaptive", "Callback", "Options", "PerLayer", "Rate", "Record", "TrainOptions"]
 
-Callback = Callable[[int, float], bool | None]
 Rate = PerLayer | Schedule
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -117,9 +117,11 @@ class Record:
         all of them on the host.
     weights_every : int, optional
         Number of steps between two snapshots of all weights, for the dense engines. They always keep the
-        first and the last weights. The reduced engine gives the weights at any record.
+        first and the last weights, and by default those of every record if these need at most 64 MB and
+        singular values are recorded. The reduced engine gives the weights at any record.
     callback : callable, optional
         Function that is called as ``callback(step, loss)`` at every record; the run ends if it returns True.
+        A function of one parameter gets a `CallbackState` instead, with losses, weights and singular values.
         A resumed run first calls it for all saved records, so that a stopping rule recovers its state.
     progress : bool
         Whether to show a progress bar on a terminal, after the first second of a run.
@@ -144,7 +146,7 @@ class Record:
     vectors: bool = field(default=False, metadata=_key(keys.boolean(False)))
     tracking: str = field(default="auto", metadata=_key(keys.choice("auto", "auto", "dense", "full")))
     weights_every: int | None = field(default=None, metadata=_key(keys.integer()))
-    callback: Callback | None = None
+    callback: RecordCallback | None = None
     progress: bool = False
 
     @property
@@ -175,6 +177,8 @@ class Record:
             raise TypeError(
                 f"record.callback is {type(self.callback).__name__}; wanted a callable of (step, loss)"
             )
+        if self.callback is not None:
+            takes_state(self.callback)  # raises for a callable of neither kind
         longest = max(check_count(steps, "steps", minimum=0), 1)
         weights_every = self.weights_every
         if weights_every is not None:

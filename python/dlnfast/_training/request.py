@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,12 @@ from .._support.arrays import FloatArray, scale_of
 from .._support.schedule import Schedule
 from .._weights.implicit import ImplicitWeights
 from ..optimizers import Optimizer
-from .options import Callback, Options
+from .callbacks import RecordCallback
+from .options import Options
 from .stopping import Plateau
 
+#: Largest size of the snapshots of a run that did not ask for any.
+SNAPSHOT_BYTES: Final = 2**26
 #: Initial weights after their checks.
 Weights = list[FloatArray] | ImplicitWeights
 
@@ -80,10 +84,24 @@ class Request:
     adaptive: AdaptiveRequest | None
     weight_decay: npt.NDArray[np.float64]
     momentum: npt.NDArray[np.float64]
-    callback: Callback | None
+    callback: RecordCallback | None
     device: str | None = None
     flush_every: int = 0
     tables: RateTables = RateTables()
+    #: Number of steps between two snapshots that `with_small_snapshots` has added; None for none.
+    default_weights_every: int | None = None
+
+    def with_small_snapshots(self) -> Request:
+        """Return the request with snapshots of small weights at every record, unless it sets them.
+
+        Only where all of them need at most `SNAPSHOT_BYTES`, and where singular values are recorded.
+        """
+        if self.options.record.weights_every is not None or self.n_values == 0:
+            return self
+        found = replace(self, default_weights_every=self.record_every)
+        n_entries = sum(rows * columns for columns, rows in pairwise(self.widths))
+        is_small = found.n_snapshots * n_entries * self.dtype.itemsize <= SNAPSHOT_BYTES
+        return found if is_small else self
 
     # ------------------------------------------------------------------------------------------ options
 
@@ -138,7 +156,8 @@ class Request:
     @property
     def weights_every(self) -> int | None:
         """Number of steps between two snapshots of the weights."""
-        return self.options.record.weights_every
+        wanted = self.options.record.weights_every
+        return self.default_weights_every if wanted is None else wanted
 
     @property
     def tolerance(self) -> float | None:

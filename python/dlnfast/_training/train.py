@@ -19,10 +19,11 @@ from .._trajectory.load import load
 from .._trajectory.trajectory import Trajectory
 from .._weights.checks import check_initial
 from .._weights.implicit import ImplicitWeights
+from .callbacks import RecordCallback
 from .checkpointed import run_checkpointed, steps_between_flushes
 from .engines import resolve
 from .jobs import refuse_unread_options, run_job
-from .options import Adaptive, Callback, Options, TrainOptions, takes_options
+from .options import Adaptive, Options, TrainOptions, takes_options
 from .stopping import Plateau
 
 
@@ -123,6 +124,8 @@ def train(
     initial = check_initial(weights, problem)
     folder = None if checkpoint is None else Checkpoint.of(checkpoint)
     engine, request, certificate = resolve(chosen, problem, initial)
+    if engine.space is None:
+        request = request.with_small_snapshots()
     if folder is not None:
         interval = folder.every or steps_between_flushes(request, engine.space)
         request = replace(request, flush_every=interval)
@@ -138,7 +141,7 @@ def train(
 
 
 def resume(
-    directory: str | os.PathLike[str], *, progress: bool = False, callback: Callback | None = None
+    directory: str | os.PathLike[str], *, progress: bool = False, callback: RecordCallback | None = None
 ) -> Trajectory:
     """Resume a checkpointed run, and return it when it is finished.
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple, Self
@@ -24,10 +24,13 @@ from .._support.files import Arrays
 from .._tracking.svd_tracker import COMPLETENESS, TIERS
 from .._weights.implicit import ImplicitWeights
 from .angles import compute_limit, is_limit, is_scaled_isometry, measure_angles
+from .chains import Chain, DecoupledNetwork
 from .packing import check_matrices, pack_list, unpack_list
 from .states import NO_VALUES, ActiveChain, Run, States, Table, find_record
 from .variables import OF_ACTIVE_VALUES, OF_LAYERS, OF_VALUES, Array, LayerVariables
 
+#: Largest number of entries of the cores that `decouple` takes at once.
+_SLICE_ENTRIES = 2**18
 #: Values that differ by less, relative to the largest, belong to one cluster.
 _CLUSTER_TOLERANCE = 1e-8
 
@@ -259,6 +262,46 @@ class ReducedStates(States):
     def replace_initial_weights(self, weights: Sequence[FloatArray]) -> Self:
         return replace(self, layers=ExplicitLayers(weights))
 
+    def decouple(self, run: Run, *, with_inputs: bool) -> Iterator[DecoupledNetwork]:
+        widths, n_layers = run.widths, len(self.cores)
+        dims = (self.cores[0].shape[2], *(core_.shape[1] for core_ in self.cores))
+        outside = [d - a for d, a in zip(widths, dims, strict=True)]
+        for family in self.families:
+            for node in range(family.first - 1, family.last + 1):
+                outside[node] -= family.multiplicity
+        through = sum(f.multiplicity for f in self.families if (f.first, f.last) == (1, n_layers))
+        if with_inputs and self.input_gram is not None and dims[0] + through < widths[0]:
+            # S may differ from a multiple of the identity on directions that do not reach the outputs.
+            yield from super().decouple(run, with_inputs=True)
+            return
+        gram = None if self.input_gram is None else self.input_gram.astype(np.float64)
+        factor = np.eye(dims[0])
+        if gram is not None:
+            values, vectors = np.linalg.eigh(gram)
+            factor = vectors * np.sqrt(np.maximum(values, 0.0))
+        size = max(1, _SLICE_ENTRIES // max(1, sum(core_[0].size for core_ in self.cores)))
+        for start in range(0, len(run.steps), size):
+            layers = [core_[start : start + size].astype(np.float64) for core_ in self.cores]
+            n = len(layers[0])
+            active = Chain(0, n_layers, 1, dims, layers, n, factor)
+            product = active.product(0, n_layers)
+            residual = (product if gram is None else product @ gram) - self.target.astype(np.float64)
+            chains = [replace(active, residual=residual)]
+            column = 0
+            for family in self.families:
+                rho = self.rho[start : start + size, column : column + len(family.rho)]
+                column += len(family.rho)
+                coupling = 1.0 if gram is None else family.coupling
+                chains.append(_chain_of_family(family, rho, n_layers, coupling))
+            for node, count in enumerate(outside):
+                if count > 0:
+                    own = np.eye(1) if node == 0 else None
+                    chains.append(Chain(node, node, count, (1,), (), n, own))
+            yield DecoupledNetwork(widths, tuple(chains))
+
+    def project(self, U: FloatArray, V: FloatArray) -> tuple[FloatArray, FloatArray]:
+        return self.bases[-1].astype(np.float64).T @ U, self.bases[0].astype(np.float64).T @ V
+
     def active_chain(self) -> ActiveChain:
         n_layers = len(self.cores)
         through = []
@@ -411,3 +454,16 @@ class ReducedStates(States):
             f"family_{name}": ("family", np.array([getattr(family, name) for family in self.families]))
             for name in names
         }
+
+
+def _chain_of_family(family: Family, rho: Table, n_layers: int, coupling: float) -> Chain:
+    """Return one direction of a family, with its scalars (R, n) at some records, as a chain."""
+    first, last = family.first - 1, family.last
+    layers = [rho[:, i, None, None] for i in range(last - first)]
+    factor = np.full((1, 1), np.sqrt(coupling)) if first == 0 else None
+    residual = None
+    if first == 0 and last == n_layers:
+        residual = coupling * np.prod(rho, axis=1)[:, None, None]
+    return Chain(
+        first, last, family.multiplicity, (1,) * (last - first + 1), layers, len(rho), factor, residual
+    )

@@ -8,7 +8,7 @@ answers. A new engine with records of its own is a new subclass, listed in `traj
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Protocol, Self
 
 import numpy as np
@@ -19,6 +19,7 @@ from .._closure.family import Family
 from .._support.arrays import FloatArray, IntArray, check_count
 from .._support.files import Arrays
 from .._support.products import multiply
+from .chains import Chain, DecoupledNetwork
 from .variables import Array, LayerVariables
 
 if TYPE_CHECKING:
@@ -64,6 +65,11 @@ class Run(Protocol):
 
     @property
     def is_rank_known(self) -> bool: ...
+
+    @property
+    def _inputs_and_target(self) -> tuple[FloatArray, FloatArray | None, FloatArray] | None:
+        """F, S (None for the identity) and Phi as arrays; None without a problem that has them."""
+        ...
 
     @property
     def _gram_eigen(self) -> tuple[FloatArray, FloatArray] | None:
@@ -178,6 +184,24 @@ class States(ABC):
         """Return the product of a layer and a matrix."""
         return multiply(self.weights(index, step, run), X)
 
+    def decouple(self, run: Run, *, with_inputs: bool) -> Iterator[DecoupledNetwork]:
+        """Yield the network as a sum of chains, for consecutive slices of the records.
+
+        Parameters
+        ----------
+        run : Run
+        with_inputs : bool
+            Whether the chains must split S and Phi too. Otherwise they may have no residuals.
+        """
+        facts = run._inputs_and_target if with_inputs else None
+        for step in run.steps:
+            layers = [self.weights(i, int(step), run).astype(np.float64) for i in range(run.n_layers)]
+            yield decouple_whole_layers(layers, facts)
+
+    def project(self, U: FloatArray, V: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return columns of outputs and of inputs in the bases of the first chain of `decouple`."""
+        return U, V
+
     def initial_weights(self) -> Any:
         """Return W(0) as `train` takes it; None where it is not known."""
         return None
@@ -250,6 +274,22 @@ class States(ABC):
             f"{name} belongs to the reduced engine; every engine has singular_values(layer). This run: "
             f"{run.certificate}"
         )
+
+
+def decouple_whole_layers(
+    layers: Sequence[FloatArray], facts: tuple[FloatArray, FloatArray | None, FloatArray] | None
+) -> DecoupledNetwork:
+    """Return whole layers, with F, S and Phi, as a network of one chain at one record."""
+    widths = [layers[0].shape[1], *(layer.shape[0] for layer in layers)]
+    factor = residual = None
+    if facts is not None:
+        factor, gram, target = facts
+        product = layers[0]
+        for layer in layers[1:]:
+            product = multiply(layer, product)
+        residual = ((product if gram is None else multiply(product, gram)) - target)[None]
+    chain = Chain(0, len(layers), 1, tuple(widths), [layer[None] for layer in layers], 1, factor, residual)
+    return DecoupledNetwork(widths, (chain,), is_whole=True)
 
 
 def find_record(steps: IntArray, step: int) -> int:

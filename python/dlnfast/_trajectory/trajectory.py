@@ -36,6 +36,7 @@ from .reduced import ReducedStates
 from .states import States, Table, find_record
 from .tracked import TrackedStates
 from .trajectory_base import TrajectoryBase
+from .trajectory_theory import TheoryMethods
 from .truncated_spectra import bound_unrecorded
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def find_states_class(layout: str, engine: str) -> type[States]:
     return found if found is not None and found.layout == layout else STATES[layout]
 
 
-class Trajectory(TrajectoryBase):
+class Trajectory(TrajectoryBase, TheoryMethods):
     """The records of a run of `train` or `flow`. Layers are counted from 1, as in the mathematics.
 
     Or the records of `dlnfast.torch.track`, of a model that another program trained. Its layers have names,
@@ -111,6 +112,23 @@ class Trajectory(TrajectoryBase):
         if self.problem is None:
             raise ValueError(self.states.missing_problem)
         return gradients(self.problem, weights)
+
+    def _require_problem(self, method: str) -> Problem:
+        if isinstance(self.problem, Problem):
+            return self.problem
+        if self.problem is None:
+            raise ValueError(f"{method} needs the training problem: {self.states.missing_problem}")
+        raise ValueError(
+            f"{method} needs a Problem with the sums S and Phi; the problem is {type(self.problem).__name__}"
+        )
+
+    @property
+    def _inputs_and_target(self) -> tuple[FloatArray, FloatArray | None, FloatArray] | None:
+        if not isinstance(self.problem, Problem):
+            return None
+        factor = self.problem.input_factor
+        inputs = np.eye(self.problem.dim_in) if factor is None else factor
+        return inputs, self.problem.input_gram, self.problem.dense_target()
 
     # --------------------------------------------------------------------------- subspaces and ranks
 
@@ -209,7 +227,7 @@ class Trajectory(TrajectoryBase):
             1 .. L.
         step : int
             Reduced engine: any recorded step. Dense engine: the first, the last, and those of
-            ``weights_every``. -1 is the last.
+            ``weights_every``, by default all records of small networks (`Record`). -1 is the last.
 
         Returns
         -------

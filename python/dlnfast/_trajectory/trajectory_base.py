@@ -121,6 +121,10 @@ class TrajectoryBase(ABC):
     def _gram_eigen(self) -> tuple[FloatArray, FloatArray] | None:
         return None if self.problem is None else self.problem.gram_eigen
 
+    @property
+    @abstractmethod
+    def _inputs_and_target(self) -> tuple[FloatArray, FloatArray | None, FloatArray] | None: ...
+
     @abstractmethod
     def _gradients(self, weights: Sequence[FloatArray]) -> list[FloatArray]: ...
 

@@ -24,7 +24,8 @@ import numpy.typing as npt
 from .._problem.low_rank import LowRank
 from .._problem.problem import Problem
 from .._support.errors import AssumptionError
-from .._training.options import Callback, Record
+from .._training.callbacks import Callback
+from .._training.options import Record
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
 from .._weights.implicit import ImplicitWeights

@@ -24,11 +24,12 @@ from .._support.dispatch import core, is_forked
 from .._support.errors import AssumptionError
 from .._tracking.svd_tracker import DEFAULTS, SVDTracker
 from .._training.engines import Engine
-from .._training.jobs import DenseJob
+from .._training.jobs import DenseJob, Outputs
 from .._training.options import Options
 from .._training.rates import ADAPTIVE_RATE
 from .._training.request import Request, Weights
 from .._trajectory.layer_spectra import LayerTracking, split_tracker_record
+from .._trajectory.states import States
 from .._weights.implicit import ImplicitWeights
 from ._devices import find_device, use_exact_products
 from ._optimizers import GradientRule, LayerRule, State, make_layer_rule
@@ -84,6 +85,7 @@ class TorchJob(DenseJob):
         super().__init__(request)
         self.device = device
         needs_each_loss = device.type == "cpu" or request.tolerance is not None
+        self._descent: _Descent | None = None
         # Other rules have states that a repeated step would change.
         self.steps_ahead = 1 if needs_each_loss or request.optimizer is not None else _STEPS_AHEAD
         #: State of the rule of each layer on the host, which `run` reads and writes.
@@ -113,10 +115,18 @@ class TorchJob(DenseJob):
             descent = _Descent(self.weights, values, self.device, self.request, self.rule_states)
             for layer, velocity in zip(descent.layers, self.optimizer.velocity, strict=False):
                 layer.set_velocity(velocity)
+            self._descent = descent
             try:
                 return self._take_steps(descent, values)
             finally:
+                self._descent = None
                 self._copy_to_host(descent)
+
+    def current_states(self, outputs: Outputs) -> tuple[States, npt.NDArray[np.int64]]:
+        """Return states that end with the newest record, after its weights were copied to the host."""
+        if self._descent is not None:
+            self._copy_to_host(self._descent)
+        return super().current_states(outputs)
 
     def _copy_to_host(self, descent: _Descent) -> None:
         """Copy weights and velocities to the host."""

@@ -28,9 +28,10 @@ from .._support.files import Arrays
 from .._support.moved import refuse_keywords
 from .._support.progress import ProgressBar
 from .._tracking.svd_tracker import SVDTracker, TrackerRecord, is_decomposed
+from .._training.callbacks import Callback, refuse_state
 from .._training.checkpointed import CheckpointedRun, steps_between_flushes
 from .._training.jobs import Outputs, ResumableJob, make_trajectory, run_job
-from .._training.options import MOVED_OPTIONS, Callback, Options, PerLayer, Record
+from .._training.options import MOVED_OPTIONS, Options, PerLayer, Record
 from .._training.rates import divergence_text, rates_at, with_caution
 from .._training.request import Request
 from .._training.resumable import run_resumable
@@ -216,7 +217,7 @@ def _make_request(options: Options, problem: Problem, layers: list[RowSharded]) 
         adaptive=None,
         weight_decay=per_layer(options.weight_decay, "weight_decay (lambda)", n_layers),
         momentum=per_layer(options.momentum, "momentum (mu)", n_layers, below=1.0),
-        callback=options.record.callback,
+        callback=refuse_state(options.record.callback, "train_sharded"),
         device=layers[0].rows.device.type,
     )
 
