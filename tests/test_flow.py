@@ -462,3 +462,21 @@ def test_weights_of_the_caller_do_not_change() -> None:
     run = dln.flow(small_problem(), weights, [0.0, 1.0], engine="dense")
     np.testing.assert_array_equal(weights, before)
     assert not np.array_equal(run.weights(1), before[0])
+
+
+@pytest.mark.parametrize("engine", ["reduced", "dense"])
+def test_callbacks_may_read_the_state(engine):
+    problem, weights = dln.low_rank_recovery(12, 2, seed=0), dln.orthogonal([12] * 3, 0.5)
+    seen = []
+
+    def stop(state):
+        seen.append((state.step, state.weights(), state.singular_values(1), len(state.losses)))
+        return state.step == 3
+
+    run = dln.flow(problem, weights, np.linspace(0, 5, 9), engine=engine, record=dln.Record(callback=stop))
+    assert run.outcome == "stopped"
+    assert [step for step, *_ in seen] == [0, 1, 2, 3]
+    for step, layers, values, n_losses in seen:
+        np.testing.assert_allclose(values, np.linalg.svd(layers[0], compute_uv=False), atol=1e-12)
+        np.testing.assert_allclose(values, run.singular_values(1)[step], atol=1e-12)
+        assert n_losses == step + 1

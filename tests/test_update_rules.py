@@ -249,7 +249,7 @@ def test_a_cosine_equals_a_loop_of_single_steps_bit_for_bit(engine, dim):
     job, losses = chosen_engine.prepare(request), []
     for step, eta in enumerate(rate.values(50)):
         outputs = Outputs(request)
-        arguments = core_arguments(request, outputs, ProgressBar(0, False), lambda step: None)
+        arguments = core_arguments(request, outputs, ProgressBar(0, False), None, lambda step: None)
         job.run({**arguments, "learning_rate": [eta] * 3, "first": step, "steps": step + 1})
         losses.append(outputs.loss[0])
     np.testing.assert_array_equal(whole.loss[:-1], losses)

@@ -503,7 +503,7 @@ def _descend_alone(plan: Plan) -> End:
     """Run one plan as `train` does, with the rates of every step and any update rule."""
     begin = time.perf_counter()
     job, outputs = ReducedJob(plan.request, plan.space), Outputs(plan.request)
-    outcome, step, layer = job.run(core_arguments(plan.request, outputs, ProgressBar(0, False)))
+    outcome, step, layer = job.run(core_arguments(plan.request, outputs, ProgressBar(0, False), None))
     if outputs.n_records == 0:
         return End(outcome, step, layer, None)
     seconds = time.perf_counter() - begin

@@ -41,6 +41,7 @@ from .._trajectory.states import States
 from .._trajectory.trajectory import Trajectory
 from .._weights.checks import check_initial, require_arrays
 from .._weights.implicit import ImplicitWeights
+from .callbacks import CallbackState, bind_state
 from .choice import choose_engine
 from .options import PerLayer, Record
 from .request import Weights
@@ -104,8 +105,8 @@ def flow(
     record : Record, optional
         Options of the records. There is one for each of the `times`, so ``every`` must be 1;
         ``weights_every`` counts times. The dense engine decomposes every layer at every record, unless
-        ``singular_values=None``. The callback is called as ``callback(index, loss)``, and ends the run by
-        returning True.
+        ``singular_values=None``. The callback is called as ``callback(index, loss)``, or with a
+        `CallbackState` whose step is the index, and ends the run by returning True.
     max_steps : int
         Largest number of steps of the integrator; a run that needs more is an error.
     n_threads : int
@@ -480,6 +481,7 @@ class _Run:
     def integrate(self, tolerance: Tolerance, max_steps: int, record: Record, bar: ProgressBar) -> Trajectory:
         """Integrate, and return the trajectory; an error gets the partial one as an attribute."""
         model, outcome = self._model, "finished"
+        callback = None if record.callback is None else bind_state(record.callback, self._state)
         try:
             for index, (_, vector) in enumerate(
                 integrate(model.slope, model.initial, self._times, tolerance, max_steps)
@@ -492,7 +494,7 @@ class _Run:
                 model.record(vector)
                 if bar.listener is not None:
                     bar.listener(index, loss)
-                if record.callback is not None and record.callback(index, loss):
+                if callback is not None and callback(index, loss):
                     outcome = "stopped"
                     break
         except StepSizeError as error:
@@ -512,6 +514,12 @@ class _Run:
                 error.add_note(f"the trajectory of {model.n_records} times is in the attribute trajectory")
             raise
         return self._trajectory(outcome)
+
+    def _state(self, index: int, loss: float) -> CallbackState:
+        """Return the state of a record, for a callback with one parameter."""
+        return CallbackState(
+            index, loss, lambda: self._loss, lambda: (self._trajectory("interrupted"), index)
+        )
 
     def _diverged(self, index: int, vector: Vector, time: float | None = None) -> DivergedError:
         """Return the error for a time that the integration does not reach."""

@@ -20,7 +20,8 @@ def update_rules(options: Options) -> dict[str, Any]:
     """Time a reduced step by each rule, r = 3, L = 3, one core; a cosine; Muon at d = 10^6, r = 10."""
     n = 2_000 if options.quick else 100_000
     problem, weights = low_rank_recovery(100, 3, seed=0), orthogonal([100] * 4)
-    constant = {"learning_rate": 1e-3 / problem.loss_scale}
+    rate = 1e-3 / problem.loss_scale
+    constant: dict[str, Any] = {"learning_rate": rate}
     small = {"learning_rate": 1e-6}
     # Name -> options, and the divisor of the number of steps.
     variants: dict[str, tuple[dict[str, Any], int]] = {
@@ -50,15 +51,19 @@ def update_rules(options: Options) -> dict[str, Any]:
         rows.append({"rule": name, "nanoseconds_per_step": step * 1e9, "seconds": timed})
         print(f"reduced step by {name:<13} r = 3, L = 3: {step * 1e9:7.0f} ns")
 
-    rates = {
-        "constant": constant["learning_rate"],
-        "cosine": Schedule.cosine(constant["learning_rate"], 3 * n, warmup=100),
+    rates: dict[str, float | Schedule] = {
+        "constant": rate,
+        "cosine": Schedule.cosine(rate, 3 * n, warmup=100),
     }
-    jobs = {
-        name: lambda rate=rate: run(3 * n, {"learning_rate": rate, "momentum": 0.9})
-        for name, rate in rates.items()
-    }
-    timed = record.time_interleaved(options.repeats, **jobs)
+
+    def run_at(rate: float | Schedule) -> None:
+        run(3 * n, {"learning_rate": rate, "momentum": 0.9})
+
+    timed = record.time_interleaved(
+        options.repeats,
+        constant=lambda: run_at(rates["constant"]),
+        cosine=lambda: run_at(rates["cosine"]),
+    )
     ratio = timed["cosine"]["median"] / timed["constant"]["median"]
     print(f"{3 * n} steps with momentum and a cosine: {ratio:.3f} times those with a constant rate")
 

@@ -58,7 +58,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
     problem = low_rank_recovery(settings.dim, settings.rank, seed=settings.seed)
     weights = orthogonal([settings.dim] * (settings.depth + 1), settings.scale, settings.seed)
     space = closure(problem, weights)
-    rules = {
+    rules: dict[str, tuple[str | optimizers.Optimizer, float, str]] = {
         "gradient descent": ("gd", settings.gd_rate, "dense"),
         "Nesterov": (optimizers.Nesterov(), settings.nesterov_rate, "dense"),
         "Muon": (optimizers.Muon(), settings.muon_rate, "dense"),

@@ -18,6 +18,7 @@ from .descent import (
     discrimination_law,
     first_order_split,
     plateau_bounds,
+    power_iteration,
     rho_flow,
     stability_threshold,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "mode_strength",
     "neural_tangent_kernel",
     "plateau_bounds",
+    "power_iteration",
     "rho_flow",
     "stability_threshold",
 ]
