@@ -517,9 +517,7 @@ class _Run:
 
     def _state(self, index: int, loss: float) -> CallbackState:
         """Return the state of a record, for a callback with one parameter."""
-        return CallbackState(
-            index, loss, lambda: self._loss, lambda: (self._trajectory("interrupted"), index)
-        )
+        return CallbackState(index, loss, lambda: self._loss, lambda: (self._trajectory("stopped"), index))
 
     def _diverged(self, index: int, vector: Vector, time: float | None = None) -> DivergedError:
         """Return the error for a time that the integration does not reach."""
