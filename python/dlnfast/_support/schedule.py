@@ -175,6 +175,8 @@ class Schedule:
         TypeError, ValueError
             For an unknown kind of schedule, and for arguments that do not fit it.
         """
+        if not isinstance(definition, Mapping):
+            raise TypeError(f"definition is {type(definition).__name__}; wanted a mapping")
         arguments = dict(definition)
         kind = arguments.pop("schedule", None)
         if kind not in _KINDS:
@@ -217,10 +219,11 @@ class Schedule:
         -------
         Schedule
         """
+        count = check_count(steps, "steps", minimum=0)
         if self._function is None:
             return self
         function = self._function
-        return Schedule([function(t) for t in range(steps)] if steps else [0.0])
+        return Schedule([function(t) for t in range(count)] if count else [0.0])
 
     def values(self, steps: int, n_layers: int | None = None) -> npt.NDArray[np.float64]:
         """Return the rates of the first steps.
@@ -241,6 +244,7 @@ class Schedule:
         ShapeError
             If the schedule has too few values, or another number of layers.
         """
+        steps = check_count(steps, "steps", minimum=0)
         if self._cached is not None and len(self._cached) == steps:
             rates = self._cached
         else:

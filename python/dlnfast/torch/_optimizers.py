@@ -15,8 +15,10 @@ from ..optimizers import Adam, AdamW, Muon, Nesterov, Optimizer, Shampoo, Spectr
 
 #: Tensors that a rule keeps for a layer, by name.
 State = dict[str, torch.Tensor]
-#: Changes weight, gradient and state of a layer in place, for step t and rates eta, lambda, mu.
-LayerRule = Callable[[torch.Tensor, torch.Tensor, State, int, float, float, float], None]
+#: eta, lambda and mu of a step.
+Rates = tuple[float, float, float]
+#: Changes weight, gradient and state of a layer in place, for step t.
+LayerRule = Callable[[torch.Tensor, torch.Tensor, State, int, Rates], None]
 
 
 def make_layer_rule(rule: Optimizer, weight: torch.Tensor) -> tuple[LayerRule, State]:
@@ -49,9 +51,8 @@ def make_layer_rule(rule: Optimizer, weight: torch.Tensor) -> tuple[LayerRule, S
     return _Adam(rule), {"first": torch.zeros_like(weight), "second": torch.zeros_like(weight)}
 
 
-def _step_nesterov(
-    weight: torch.Tensor, gradient: torch.Tensor, state: State, t: int, eta: float, decay: float, mu: float
-) -> None:
+def _step_nesterov(weight: torch.Tensor, gradient: torch.Tensor, state: State, t: int, rates: Rates) -> None:
+    eta, decay, mu = rates
     del t
     if decay != 0.0:
         gradient.add_(weight, alpha=decay)
@@ -65,15 +66,9 @@ class _Muon:
         self.tolerance = rank_tolerance(rule, np.dtype(str(weight.dtype).removeprefix("torch.")))
 
     def __call__(
-        self,
-        weight: torch.Tensor,
-        gradient: torch.Tensor,
-        state: State,
-        t: int,
-        eta: float,
-        decay: float,
-        mu: float,
+        self, weight: torch.Tensor, gradient: torch.Tensor, state: State, t: int, rates: Rates
     ) -> None:
+        eta, decay, mu = rates
         del t
         velocity = state["velocity"].mul_(mu).add_(gradient, alpha=1 - mu)
         direction = gradient.mul_(1 - mu).add_(velocity, alpha=mu) if self.rule.nesterov else velocity
@@ -102,15 +97,9 @@ class _Shampoo:
         self.rule = rule
 
     def __call__(
-        self,
-        weight: torch.Tensor,
-        gradient: torch.Tensor,
-        state: State,
-        t: int,
-        eta: float,
-        decay: float,
-        mu: float,
+        self, weight: torch.Tensor, gradient: torch.Tensor, state: State, t: int, rates: Rates
     ) -> None:
+        eta, decay, mu = rates
         del t
         wide = gradient.to(torch.float64)
         left = state["left_factor"].mul_(self.rule.decay).addmm_(wide, wide.T)
@@ -135,16 +124,9 @@ class _Adam:
         self.is_decoupled = isinstance(rule, AdamW)
 
     def __call__(
-        self,
-        weight: torch.Tensor,
-        gradient: torch.Tensor,
-        state: State,
-        t: int,
-        eta: float,
-        decay: float,
-        mu: float,
+        self, weight: torch.Tensor, gradient: torch.Tensor, state: State, t: int, rates: Rates
     ) -> None:
-        del mu
+        eta, decay, _ = rates
         first_beta, second_beta = self.rule.betas
         if decay != 0.0 and self.is_decoupled:
             weight.mul_(1 - eta * decay)

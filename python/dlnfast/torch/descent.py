@@ -449,7 +449,7 @@ class _Descent:
             zip(self._rules, self.layers, self.rule_states, strict=False)
         ):
             assert layer.velocity is not None
-            rule(layer.weight, layer.velocity, state, step, *self._request.rates_at(step, i))
+            rule(layer.weight, layer.velocity, state, step, self._request.rates_at(step, i))
 
     def save_state(self) -> None:
         """Save weights and velocities, for `repeat_from_saved`."""
