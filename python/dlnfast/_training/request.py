@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._problem.observations import Observations
-from .._problem.problem import Problem
+from .._problem.samples import AnyProblem
 from .._support.arrays import FloatArray, scale_of
 from .._support.schedule import Schedule
 from .._weights.implicit import ImplicitWeights
@@ -46,7 +45,7 @@ class Request:
 
     Attributes
     ----------
-    problem : Problem or Observations
+    problem : Problem, Observations or SampleProblem
     weights : list of ndarray, or ImplicitWeights
         W_1(0), .., W_L(0); empty where each process holds its own rows.
     options : Options
@@ -71,7 +70,7 @@ class Request:
         Number of steps between two flushes of the records to a folder; 0 without a folder.
     """
 
-    problem: Problem | Observations
+    problem: AnyProblem
     weights: Weights
     options: Options
     widths: list[int]
