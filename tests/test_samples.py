@@ -261,8 +261,6 @@ def test_functions_for_other_problems_refuse_samples():
         dln.train_batch(problem, [weights], learning_rate=0.1, steps=1)
     with pytest.raises(TypeError, match="SampleProblem"):
         dln.flow(problem, weights, times=[0.0, 1.0])
-    with pytest.raises(TypeError, match="SampleProblem"):
-        problem.engine_arguments(np.float64)
 
 
 def test_training_without_pytorch_says_how_to_install_it(run_python):

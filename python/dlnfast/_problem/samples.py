@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +27,6 @@ from .._support.errors import ShapeError
 from .data import as_labels, one_hot
 from .observations import Observations
 from .problem import Problem
-
-if TYPE_CHECKING:
-    from .._core import Objective
 
 LOSSES: Final = ("squared", "cross-entropy", "logistic")
 #: Number of samples that `SampleProblem.loss` multiplies with the layers at a time.
@@ -394,21 +391,6 @@ class SampleProblem:
             self.loss_scale,
             output_norm_squared=float(np.sum(outputs**2)),
         )
-
-    def engine_arguments(self, dtype: npt.DTypeLike) -> Objective:
-        """Raise TypeError: the engines of the core have no such objective.
-
-        Parameters
-        ----------
-        dtype : dtype
-            Precision of the weights.
-
-        Raises
-        ------
-        TypeError
-            In every case.
-        """
-        raise TypeError(f"problem is a SampleProblem, which engine='torch' trains ({self.loss_name} loss)")
 
     # ------------------------------------------------------------------------------------------- files
 

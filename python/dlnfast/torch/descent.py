@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .._problem.problem import Problem
 from .._support.arrays import widths_of
 from .._support.dispatch import core, is_forked
 from .._tracking.svd_tracker import DEFAULTS, SVDTracker
@@ -83,8 +84,8 @@ class TorchJob(DenseJob):
 
     def make_descent(self, arguments: Run) -> Descent:
         """Return the descent from the current weights."""
-        objective = self.request.problem.engine_arguments(self.request.dtype)
-        values = {**arguments, **objective}
+        assert isinstance(self.request.problem, Problem)
+        values = {**arguments, **self.request.problem.engine_arguments(self.request.dtype)}
         return StatisticsDescent(self.weights, values, self.device, self.request, self.rule_states)
 
     def record_descent(self, descent: Descent, number: int, loss: float) -> bool:
