@@ -14,6 +14,7 @@ from tolerances import tolerance
 
 import dlnfast as dln
 from dlnfast import reference
+from dlnfast._training.rates import least_squares_of
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
 from torch.nn import functional  # noqa: E402
@@ -196,7 +197,7 @@ def test_the_automatic_rate_is_that_of_the_same_least_squares():
     problem = make("squared", batch_size=7)
     weights = start(problem)
     run = dln.train(problem, weights, learning_rate="auto", steps=1)
-    other = dln.train(problem.as_least_squares(), weights, learning_rate="auto", steps=1)
+    other = dln.train(least_squares_of(problem), weights, learning_rate="auto", steps=1)
     assert run.config["learning_rate"] == other.config["learning_rate"]
 
 

@@ -25,8 +25,6 @@ from .._support.arrays import (
 )
 from .._support.errors import ShapeError
 from .data import as_labels, one_hot
-from .observations import Observations
-from .problem import Problem
 
 LOSSES: Final = ("squared", "cross-entropy", "logistic")
 #: Number of samples that `SampleProblem.loss` multiplies with the layers at a time.
@@ -362,36 +360,6 @@ class SampleProblem:
             "same loss, and engines that need S and Phi only"
         )
 
-    def as_least_squares(self) -> Problem:
-        """Return the `Problem` with the same full loss.
-
-        Returns
-        -------
-        Problem
-            Statistics S and Phi of the samples, without mini-batches, label noise and biases.
-
-        Raises
-        ------
-        ValueError
-            If the loss is not the squared one.
-
-        Notes
-        -----
-        Cost: O(N d_x (d_x + d_y) + d_x^3).
-        """
-        if self.outputs is None:
-            raise ValueError(
-                f"loss is {self.loss_name!r}; wanted 'squared', which alone follows from S = X X^T and "
-                "Phi = Y X^T"
-            )
-        inputs, outputs = self.inputs.astype(np.float64), self.outputs.astype(np.float64)
-        return Problem(
-            outputs @ inputs.T,
-            inputs @ inputs.T,
-            self.loss_scale,
-            output_norm_squared=float(np.sum(outputs**2)),
-        )
-
     # ------------------------------------------------------------------------------------------- files
 
     def describe(self) -> dict[str, Any]:
@@ -465,10 +433,6 @@ class SampleProblem:
             f"SampleProblem({self.dim_in} -> {self.dim_out}, {self.n_samples} samples, {self.loss_name} "
             f"loss, {batch}{noise}, loss_scale={self.loss_scale:.6g})"
         )
-
-
-#: Every problem that `train` takes.
-AnyProblem = Problem | Observations | SampleProblem
 
 
 def _count_classes(labels: IntArray, n_classes: int | None) -> int:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from .._closure.certificate import Certificate
-from .._problem.samples import AnyProblem
+from .._problem.kinds import AnyProblem
 from .._weights.implicit import ImplicitWeights
 from .choice import choose_engine
 from .engines import Engine

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from .._closure.certificate import Certificate
 from .._closure.subspaces import Closure
-from .._problem.samples import AnyProblem
+from .._problem.kinds import AnyProblem
 from .jobs import ResumableJob
 from .options import Options
 from .rates import make_request, with_caution

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .._closure.certificate import Certificate
+from .._problem.kinds import AnyProblem
 from .._problem.low_rank import LowRank
 from .._problem.observations import Observations
 from .._problem.problem import Problem
-from .._problem.samples import AnyProblem, SampleProblem
+from .._problem.samples import SampleProblem
 from .._support.arrays import check_scale, per_layer, scale_of, widths_of
 from .._support.schedule import Schedule, read_rate
 from .._weights.checks import require_arrays
@@ -59,9 +60,21 @@ def learning_rates(
                 f'learning_rate (eta) is "auto", but the {problem.loss_name} loss need not have a minimum, '
                 "whose sharpness decides; wanted numbers or a dlnfast.Schedule"
             )
-        problem = problem.as_least_squares()
+        problem = least_squares_of(problem)
     scales = weights.scales if isinstance(weights, ImplicitWeights) else [scale_of(w) for w in weights]
     return rates_at(problem, scales, weight_decay, momentum)
+
+
+def least_squares_of(problem: SampleProblem) -> Problem:
+    """Return the `Problem` with the full loss of samples under the squared loss; O(N d_x (d_x + d_y))."""
+    assert problem.outputs is not None
+    inputs, outputs = problem.inputs.astype(np.float64), problem.outputs.astype(np.float64)
+    return Problem(
+        outputs @ inputs.T,
+        inputs @ inputs.T,
+        problem.loss_scale,
+        output_norm_squared=float(np.sum(outputs**2)),
+    )
 
 
 def rates_at(

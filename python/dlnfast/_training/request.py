@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._problem.samples import AnyProblem
+from .._problem.observations import Observations
+from .._problem.problem import Problem
+from .._problem.samples import SampleProblem
 from .._support.arrays import FloatArray, scale_of
 from .._support.schedule import Schedule
 from .._weights.implicit import ImplicitWeights
@@ -70,7 +72,7 @@ class Request:
         Number of steps between two flushes of the records to a folder; 0 without a folder.
     """
 
-    problem: AnyProblem
+    problem: Problem | Observations | SampleProblem
     weights: Weights
     options: Options
     widths: list[int]

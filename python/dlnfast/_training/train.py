@@ -11,9 +11,10 @@ from typing import Unpack
 
 import numpy.typing as npt
 
+from .._problem.kinds import AnyProblem
 from .._problem.observations import Observations
 from .._problem.problem import Problem
-from .._problem.samples import AnyProblem, SampleProblem
+from .._problem.samples import SampleProblem
 from .._support.checkpoint import Checkpoint, RunFolder
 from .._support.progress import ProgressBar
 from .._trajectory.load import load

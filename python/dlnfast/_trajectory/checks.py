@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._problem.samples import AnyProblem
+from .._problem.kinds import AnyProblem
 from .._support.arrays import check_count, check_scale
 from .._support.errors import ShapeError
 from .._support.file_checks import check_array, translate_part_errors

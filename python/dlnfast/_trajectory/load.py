@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .._problem.samples import AnyProblem
+from .._problem.kinds import AnyProblem
 from .._support.arrays import check_count, check_path
 from .._support.checkpoint import RunFolder
 from .._support.files import Arrays, read_whole, translate_read_errors

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from .. import measures
 from .._closure.certificate import Certificate
 from .._closure.operators import LayerOperator
-from .._problem.samples import AnyProblem, SampleProblem
+from .._problem.kinds import AnyProblem
+from .._problem.samples import SampleProblem
 from .._support.arrays import (
     FloatArray,
     as_matrix,

@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from .._closure.certificate import Certificate
 from .._closure.family import Family
+from .._problem.kinds import AnyProblem
 from .._problem.observations import Observations
 from .._problem.problem import Problem
-from .._problem.samples import AnyProblem, SampleProblem
+from .._problem.samples import SampleProblem
 from .._support.arrays import FloatArray, IntArray, check_choice, check_count
 from .states import States, Table, find_record
 from .truncated_spectra import measure_energy_share

@@ -6,8 +6,9 @@ from __future__ import annotations
 import torch
 
 from .._closure.certificate import Certificate
+from .._problem.kinds import AnyProblem
 from .._problem.observations import Observations
-from .._problem.samples import AnyProblem, SampleProblem
+from .._problem.samples import SampleProblem
 from .._support.errors import AssumptionError
 from .._training.engines import Engine
 from .._training.options import Options
