@@ -422,6 +422,18 @@ def test_another_seed_is_another_run(tmp_path):
         dln.train(make("squared", batch_size=7, seed=2), weights, **options)
 
 
+def test_the_command_line_resumes_and_prints_a_run(tmp_path, capsys):
+    from dlnfast.cli import main
+
+    problem = make("cross-entropy", batch_size=7)
+    folder = tmp_path / "run"
+    run = dln.train(problem, start(problem), learning_rate=0.05, steps=4, checkpoint=folder)
+    assert main(["resume", str(folder)]) in (None, 0)
+    printed = capsys.readouterr().out
+    assert f"-> {run.loss[-1]:.6g}\n" in printed
+    assert "least possible" not in printed  # the minimum of this loss is not known
+
+
 def test_records_are_exported():
     xarray = pytest.importorskip("xarray")
     problem = make("cross-entropy", batch_size=7, biases=True)

@@ -94,7 +94,8 @@ def train(
     calls of PyTorch, up to three more for each layer with weight decay or momentum. On an accelerator the
     losses are read at records, or every 64 steps (every step with `tolerance`), and the weights are held
     twice to find the step of a divergence, three times where k singular values are recorded. float32 is
-    not rounded to TF32 or bfloat16, whatever PyTorch is set to.
+    not rounded to TF32 or bfloat16, whatever PyTorch is set to. A `SampleProblem`: 6 n sum_l d_l d_{l-1}
+    flops per step for n samples, and a forward pass of all samples at each record of a stochastic run.
 
     At rates above two over the sharpness of the minimum both engines are still exact to rounding at every
     step, but gradient descent may amplify rounding errors, so that the trajectories of both engines, or of
