@@ -41,7 +41,8 @@ class SampleProblem:
     Parameters
     ----------
     X : array_like, shape (d_x, N)
-        Inputs, one sample per column. A C-contiguous float32 or float64 array is not copied.
+        Inputs, one sample per column. A C-contiguous float32 or float64 array is not copied, and must not
+        change as long as the problem exists.
     Y : array_like
         Targets. Squared loss: shape (d_y, N), or integer labels (N,) for their one-hot columns.
         Cross-entropy: integer labels (N,) in 0 .. K - 1, or their one-hot columns (K, N). Logistic: integers
