@@ -341,6 +341,8 @@ OTHERS = {
     "Completion.from_arrays", "Completion.replaced", "Completion.target_values", "Sensing.engine_arguments",
     "Sensing.from_arrays", "Sensing.target_values", "SVDTracker.from_state_dict", "Certificate.from_dict",
     "Trajectory.from_arrays", "Trajectory.to_arrays", "MatrixCompletion.get_params", "Checkpoint.of",
+    "SampleProblem.from_arrays",
+    "Trajectory.biases",  # of runs that need PyTorch: test_torch_samples.py
     "Trajectory.block_angles",  # of tracked models: test_torch_track.py
     "MatrixCompletion.set_params", "optimizers.Optimizer",  # the base class of the rules
 }  # fmt: skip

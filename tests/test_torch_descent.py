@@ -16,6 +16,8 @@ from tolerances import tolerance
 import dlnfast as dln
 from dlnfast import reference
 from dlnfast._support.progress import ProgressBar
+from dlnfast._training.options import Options
+from dlnfast._training.rates import make_request
 from dlnfast._trajectory.layer_spectra import COLUMNS
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
@@ -512,11 +514,13 @@ def test_a_step_allocates_no_tensor(widths, white, decay, momentum):
         "weight_decay": [decay] * n,
         "momentum": [momentum] * n,
     }
-    steps = torch_descent._Descent(weights, arguments, torch.device("cpu"))
+    options = Options(learning_rate=0.01, steps=1, weight_decay=decay, momentum=momentum).checked()
+    request = make_request(options, problem, weights)
+    steps = torch_descent.StatisticsDescent(weights, arguments, torch.device("cpu"), request, [])
     square = torch.zeros((), dtype=torch.float64)
     with Watch():
-        steps.evaluate(square)
-        steps.update()
+        steps.evaluate(square, 0)
+        steps.update(0)
     assert calls
     assert all(reused for _, reused in calls), calls
 

@@ -15,6 +15,7 @@ from ._problem.data import one_hot
 from ._problem.low_rank import LowRank
 from ._problem.observations import Completion, Sensing
 from ._problem.problem import Problem
+from ._problem.samples import SampleProblem
 from ._problem.standard import classification, low_rank_completion, low_rank_recovery, low_rank_sensing
 from ._problem.statistics import SufficientStatistics
 from ._support.checkpoint import Checkpoint
@@ -71,6 +72,7 @@ __all__ = [
     "Ratings",
     "Record",
     "SVDTracker",
+    "SampleProblem",
     "Schedule",
     "Sensing",
     "ShapeError",

@@ -174,6 +174,78 @@ def gradients(
     return result[::-1]
 
 
+def sample_gradients(
+    weights: Sequence[Array],
+    inputs: Array,
+    targets: Array,
+    loss: str,
+    loss_scale: float,
+    biases: Sequence[Array] | None = None,
+) -> tuple[float, list[Array], list[Array]]:
+    """Return ``c sum_j loss(z_j, y_j)``, and its gradients with respect to weights and biases.
+
+    The outputs are z_j = z_{L,j} with z_{l,j} = W_l z_{l-1,j} + b_l and z_{0,j} = x_j.
+
+    Parameters
+    ----------
+    weights : sequence of (d_l, d_{l-1}) arrays
+        W_1 .. W_L.
+    inputs : (d_0, N) array
+        x_j as columns.
+    targets : (d_L, N) array
+        y_j as columns: any for "squared", one-hot for "cross-entropy", -1 or 1 in one row for "logistic".
+    loss : {"squared", "cross-entropy", "logistic"}
+        Loss of a sample: 1/2 ||z - y||^2, log sum_k exp(z_k) - <y, z>, or log(1 + exp(-y z)).
+    loss_scale : float
+        c.
+    biases : sequence of (d_l,) arrays, optional
+        b_1 .. b_L. Default: zeros.
+
+    Returns
+    -------
+    loss : float
+        The loss.
+    weight_gradients : list of (d_l, d_{l-1}) arrays
+        ``c D_l Z_{l-1}^T`` with ``D_{l-1} = W_l^T D_l``, where c D_L is the gradient with respect to Z_L.
+    bias_gradients : list of (d_l,) arrays
+        ``c D_l 1``.
+
+    Raises
+    ------
+    ValueError
+        If the loss is another one.
+
+    Notes
+    -----
+    Cost: O(N sum_l d_l d_{l-1}). The chain rule, as in Rumelhart, Hinton, Williams, "Learning representations
+    by back-propagating errors" (Nature 323, 1986).
+    """
+    shifts = [np.zeros(len(w)) for w in weights] if biases is None else biases
+    values = [inputs]
+    for weight, shift in zip(weights, shifts, strict=True):
+        values.append(weight @ values[-1] + shift[:, np.newaxis])
+    outputs = values.pop()
+    if loss == "squared":
+        error = outputs - targets
+        total = 0.5 * float(np.sum(error**2))
+    elif loss == "cross-entropy":
+        log_sums = np.logaddexp.reduce(outputs, axis=0)
+        error = np.exp(outputs - log_sums) - targets
+        total = float(np.sum(log_sums) - np.sum(targets * outputs))
+    elif loss == "logistic":
+        error = -targets / (1 + np.exp(targets * outputs))
+        total = float(np.sum(np.logaddexp(0.0, -targets * outputs)))
+    else:
+        raise ValueError(f"loss is {loss!r}; wanted 'squared', 'cross-entropy' or 'logistic'")
+    weight_gradients: list[Array] = []
+    bias_gradients: list[Array] = []
+    for weight, below in zip(reversed(weights), reversed(values), strict=True):
+        weight_gradients.append(loss_scale * error @ below.T)
+        bias_gradients.append(loss_scale * error.sum(axis=1))
+        error = weight.T @ error
+    return loss_scale * total, weight_gradients[::-1], bias_gradients[::-1]
+
+
 def hessian_product(
     weights: Sequence[Array],
     directions: Sequence[Array],

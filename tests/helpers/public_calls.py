@@ -39,6 +39,10 @@ def make_kernel():
     return dln.theory.neural_tangent_kernel(make_weights())
 
 
+def make_sample_problem():
+    return dln.SampleProblem(**make_samples(), batch_size=3, label_noise=0.1, n_classes=DIM)
+
+
 def make_completion():
     return dln.low_rank_completion(DIM, 2, 0.7)
 
@@ -278,6 +282,24 @@ CALLS = {
     "MatrixCompletion.predict": call_of_method(fit_completion, "predict", X=[[0, 1], [5, 5]]),
     "MatrixCompletion.rmse": lambda: (fit_completion().rmse, make_ratings()),
     "MatrixCompletion.score": lambda: (fit_completion().score, make_ratings()),
+    "SampleProblem": lambda: (
+        dln.SampleProblem,
+        {
+            **make_samples(),
+            "loss": "squared",
+            "loss_scale": 1.0,
+            "batch_size": 3,
+            "label_noise": 0.1,
+            "seed": 1,
+            "biases": True,
+            "n_classes": DIM,
+        },
+    ),
+    "SampleProblem.batch": call_of_method(make_sample_problem, "batch", step=3),
+    "SampleProblem.loss": call_of_method(
+        make_sample_problem, "loss", weights=make_weights, biases=lambda: [np.ones(DIM)] * DEPTH
+    ),
+    "SampleProblem.targets": call_of_method(make_sample_problem, "targets", step=3),
     "Problem": call_of_function(
         dln.Problem,
         target=make_matrix,

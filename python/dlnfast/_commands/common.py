@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from .._problem.samples import SampleProblem
 from .._trajectory.trajectory import Trajectory
 
 DEFAULT_FOLDER: Final = "out"
@@ -71,7 +72,9 @@ def make_folder(arguments: argparse.Namespace, directory: str | None) -> Path:
 def print_run(run: Trajectory) -> None:
     """Print the engine, the time and the loss of a run."""
     steps = len(run.loss) - 1
-    floor = f" (least possible: {run.problem.loss_floor:.6g})" if run.problem else ""
+    floor = ""
+    if run.problem is not None and not isinstance(run.problem, SampleProblem):
+        floor = f" (least possible: {run.problem.loss_floor:.6g})"
     per_step = f", {1e6 * run.wall_time / steps:.3g} us a step" if steps else ""
     print(f"engine:   {run.engine}: {run.certificate.reason}")
     print(f"training: {steps} steps in {run.wall_time:.3g} s{per_step}")

@@ -641,8 +641,8 @@ def per_layer(
     )
 
 
-def random_generator(seed: object, stream: Sequence[int | str]) -> np.random.Generator:
-    """Return a counter-based random generator that depends only on the seed and the name of the stream.
+def random_generator(seed: object, stream: Sequence[int | str], block: int = 0) -> np.random.Generator:
+    """Return a counter-based random generator that depends only on seed, name of the stream and block.
 
     Parameters
     ----------
@@ -650,7 +650,11 @@ def random_generator(seed: object, stream: Sequence[int | str]) -> np.random.Gen
         Seed, non-negative and below 2**64.
     stream : sequence of int or str
         Name of the stream, such as ``("orthogonal", layer)``. Each use of random numbers has its own stream.
+    block : int
+        Part of the stream from which the numbers are drawn, below 2**64, such as the step of a run. Blocks
+        hold 2**194 numbers each and do not overlap.
     """
     number = check_count(seed, "seed", minimum=0, maximum=2**64 - 1)
     use = zlib.crc32(repr(tuple(stream)).encode())
-    return np.random.Generator(np.random.Philox(key=np.array([number, use], dtype=np.uint64)))
+    key, counter = np.array([number, use], dtype=np.uint64), np.array([0, 0, 0, block], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from .._closure.certificate import Certificate, step_flops
 from .._closure.subspaces import Closure
+from .._problem.samples import SampleProblem
 from .._support.checkpoint import Checkpoint, RunFolder, State
 from .._support.checksums import compute_identity
 from .._support.dispatch import core
@@ -214,6 +215,9 @@ def steps_between_flushes(request: Request, space: Closure | None) -> int:
         )
         ranks = [min(a, b) for a, b in zip(widths[1:], widths[:-1], strict=True)]
         sizes = [k if request.n_values is None else min(k, request.n_values) for k in ranks]
+        if isinstance(request.problem, SampleProblem):
+            batch = request.problem.batch_size or request.problem.n_samples
+            flops += 6.0 * batch * sum(map(math.prod, zip(widths[1:], widths[:-1], strict=True)))
         per_record = 8.0 * sum(5 * k + 14 for k in sizes)
         if request.vectors:
             per_record += 8.0 * sum(

@@ -7,23 +7,23 @@ from .._closure.certificate import Assumptions, Certificate
 from .._closure.closure import LARGEST_SHARE, find_closure
 from .._closure.conditions import satisfies_all_but_rank
 from .._closure.subspaces import Closure
+from .._problem.kinds import AnyProblem
 from .._problem.observations import Observations
 from .._problem.problem import Problem
+from .._problem.samples import SampleProblem
 from .._support.errors import AssumptionError
 from .._weights.checks import require_arrays
 from .._weights.implicit import ImplicitWeights
 from .request import Weights
 
 
-def choose_engine(
-    engine: str, problem: Problem | Observations, weights: Weights
-) -> tuple[Certificate, Closure | None]:
+def choose_engine(engine: str, problem: AnyProblem, weights: Weights) -> tuple[Certificate, Closure | None]:
     """Choose between the reduced and the dense engine.
 
     Parameters
     ----------
     engine : {"auto", "reduced", "dense"}
-    problem : Problem or Observations
+    problem : Problem, Observations or SampleProblem
     weights : list of ndarray, or ImplicitWeights
 
     Returns
@@ -35,7 +35,19 @@ def choose_engine(
     ------
     AssumptionError
         If the engine that is asked for cannot do the run.
+    TypeError
+        If the dense engine is asked for with a `SampleProblem`.
     """
+    if isinstance(problem, SampleProblem):
+        if engine == "reduced":
+            raise AssumptionError(
+                f"engine='reduced' does not hold here: {problem.reason_without_closure}; wanted "
+                "engine='torch'"
+            )
+        raise TypeError(
+            f"engine is {engine!r}, which reads S = X X^T and Phi = Y X^T only; wanted 'torch' for a "
+            f"SampleProblem, whose {problem.loss_name} loss is computed from the samples at every step"
+        )
     if isinstance(problem, Observations):
         if engine == "reduced":
             raise AssumptionError(

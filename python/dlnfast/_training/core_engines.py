@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from .._closure.certificate import Certificate
-from .._problem.observations import Observations
-from .._problem.problem import Problem
+from .._problem.kinds import AnyProblem
 from .._weights.implicit import ImplicitWeights
 from .choice import choose_engine
 from .engines import Engine
@@ -20,7 +19,7 @@ class ReducedEngine(Engine):
 
     name = "reduced"
 
-    def check(self, options: Options, problem: Problem | Observations, weights: Weights) -> Certificate:
+    def check(self, options: Options, problem: AnyProblem, weights: Weights) -> Certificate:
         """Return the certificate of the closure, or raise if the closure does not hold."""
         if options.adaptive is not None:  # refused before the closure, which is expensive
             raise ValueError(ADAPTIVE_RATE)
@@ -38,7 +37,7 @@ class DenseEngine(Engine):
 
     name = "dense"
 
-    def check(self, options: Options, problem: Problem | Observations, weights: Weights) -> Certificate:
+    def check(self, options: Options, problem: AnyProblem, weights: Weights) -> Certificate:
         """Return the certificate; only lazily sampled weights are refused.
 
         The engine does every option that an engine has to know before it has a job. Unknown names of options
@@ -58,7 +57,7 @@ class AutomaticEngine(Engine):
 
     name = "auto"
 
-    def check(self, options: Options, problem: Problem | Observations, weights: Weights) -> Certificate:
+    def check(self, options: Options, problem: AnyProblem, weights: Weights) -> Certificate:
         """Return the certificate of the chosen engine."""
         if options.adaptive is not None and not isinstance(weights, ImplicitWeights):
             return Certificate("dense", "learning_rate is adaptive", None)

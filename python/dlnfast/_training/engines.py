@@ -14,8 +14,7 @@ from typing import ClassVar
 
 from .._closure.certificate import Certificate
 from .._closure.subspaces import Closure
-from .._problem.observations import Observations
-from .._problem.problem import Problem
+from .._problem.kinds import AnyProblem
 from .jobs import ResumableJob
 from .options import Options
 from .rates import make_request, with_caution
@@ -48,7 +47,7 @@ class Engine(ABC):
             )
 
     @abstractmethod
-    def check(self, options: Options, problem: Problem | Observations, weights: Weights) -> Certificate:
+    def check(self, options: Options, problem: AnyProblem, weights: Weights) -> Certificate:
         """Return the reason for this engine, or raise if it cannot do the run."""
 
     @abstractmethod
@@ -72,16 +71,14 @@ def load_engine(text: str) -> Engine:
     return engine
 
 
-def resolve(
-    options: Options, problem: Problem | Observations, weights: Weights
-) -> tuple[Engine, Request, Certificate]:
+def resolve(options: Options, problem: AnyProblem, weights: Weights) -> tuple[Engine, Request, Certificate]:
     """Decide everything that depends on problem and weights: the rates and the engine.
 
     Parameters
     ----------
     options : Options
         Checked options.
-    problem : Problem or Observations
+    problem : Problem, Observations or SampleProblem
     weights : list of ndarray, or ImplicitWeights
         Checked weights.
 

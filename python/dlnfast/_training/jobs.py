@@ -17,6 +17,7 @@ from .._closure.certificate import Certificate
 from .._closure.operators import ExplicitLayers
 from .._closure.subspaces import Closure, factors_within
 from .._problem.problem import Problem
+from .._problem.samples import SampleProblem
 from .._support.arrays import FloatArray, aligned_copy
 from .._support.dispatch import core
 from .._support.errors import DivergedError
@@ -364,9 +365,11 @@ class DenseJob(CoreJob):
 
     def run(self, arguments: types.Run) -> tuple[types.Outcome, int, int]:
         """Run; return the outcome, the last step, and the layer that grew most in a diverged run."""
+        problem = self.request.problem
+        assert not isinstance(problem, SampleProblem)
         values: types.DenseArguments = {
             **arguments,
-            **self.request.problem.engine_arguments(self.request.dtype),
+            **problem.engine_arguments(self.request.dtype),
             **self.optimizer.arguments(),
             "snapshot_every": self.request.weights_every or 0,
             "values": self.values,

@@ -225,12 +225,12 @@ class Options:
         invariant subspaces only, exactly, at a cost independent of the width; "dense" trains whole matrices.
         "auto" takes the reduced engine where its conditions hold and it is smaller than the network;
         ``run.certificate`` gives the choice and its reasons. "torch" is the dense engine on a PyTorch device,
-        such as "torch:cuda:1": the same recursion, for a `Problem` and constant rates. Without a device it
-        uses PyTorch's default.
+        such as "torch:cuda:1": the same recursion, for a `Problem`; and the only engine of a `SampleProblem`,
+        for which "auto" means "torch". Without a device it uses PyTorch's default.
     record : Record
         The records of the run: steps, singular values, vectors, weights, and the callback.
     tolerance : float, optional
-        Loss at which the run ends.
+        Loss at which the run ends; with mini-batches that of one mini-batch.
     n_threads : int
         Number of threads. 0: as many as OpenMP allows, one for small work, fewer while other programs use
         the cores; with the torch engine as many as PyTorch is set to. A positive number is taken literally.

@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .._closure.certificate import Certificate
+from .._problem.kinds import AnyProblem
 from .._problem.low_rank import LowRank
 from .._problem.observations import Observations
 from .._problem.problem import Problem
+from .._problem.samples import SampleProblem
 from .._support.arrays import check_scale, per_layer, scale_of, widths_of
 from .._support.schedule import Schedule, read_rate
 from .._weights.checks import require_arrays
@@ -30,9 +32,9 @@ ADAPTIVE_RATE: Final = 'learning_rate is adaptive, which is for the dense engine
 _SMALL_TARGET: Final = 512
 
 
-def largest_target_value(problem: Problem | Observations) -> float:
+def largest_target_value(problem: AnyProblem) -> float:
     """Return ||Phi||_2, or 0 if it is unknown or takes a large decomposition."""
-    if isinstance(problem, Observations):
+    if not isinstance(problem, Problem):
         return 0.0
     if isinstance(problem.target, LowRank):
         return float(problem.target.s[0]) if problem.target.rank else 0.0
@@ -41,7 +43,7 @@ def largest_target_value(problem: Problem | Observations) -> float:
 
 def learning_rates(
     learning_rate: PerLayer | str,
-    problem: Problem | Observations,
+    problem: AnyProblem,
     weights: Weights,
     weight_decay: npt.NDArray[np.float64],
     momentum: npt.NDArray[np.float64],
@@ -52,8 +54,27 @@ def learning_rates(
         return read_rate(learning_rate, "learning_rate (eta)", n_layers)
     if isinstance(problem, Observations):
         return automatic_rates(problem, weights, np.ones(n_layers), weight_decay, momentum)
+    if isinstance(problem, SampleProblem):
+        if problem.loss_name != "squared":
+            raise ValueError(
+                f'learning_rate (eta) is "auto", but the {problem.loss_name} loss need not have a minimum, '
+                "whose sharpness decides; wanted numbers or a dlnfast.Schedule"
+            )
+        problem = least_squares_of(problem)
     scales = weights.scales if isinstance(weights, ImplicitWeights) else [scale_of(w) for w in weights]
     return rates_at(problem, scales, weight_decay, momentum)
+
+
+def least_squares_of(problem: SampleProblem) -> Problem:
+    """Return the `Problem` with the full loss of samples under the squared loss; O(N d_x (d_x + d_y))."""
+    assert problem.outputs is not None
+    inputs, outputs = problem.inputs.astype(np.float64), problem.outputs.astype(np.float64)
+    return Problem(
+        outputs @ inputs.T,
+        inputs @ inputs.T,
+        problem.loss_scale,
+        output_norm_squared=float(np.sum(outputs**2)),
+    )
 
 
 def rates_at(
@@ -86,9 +107,11 @@ def automatic_rates(
 
 
 def adaptive_rates(
-    rule: Adaptive, problem: Problem | Observations, weights: Weights
+    rule: Adaptive, problem: AnyProblem, weights: Weights
 ) -> tuple[npt.NDArray[np.float64], AdaptiveRequest]:
     """Return the ratios of the layers' rates, and the constants of an adaptive rate."""
+    if isinstance(problem, SampleProblem):
+        raise ValueError(f"{ADAPTIVE_RATE}, for a SampleProblem numbers")
     layers = require_arrays(weights)
     safety = check_scale(rule.safety, "safety", strict=True)
     ratios = per_layer(1.0 if rule.ratios is None else rule.ratios, "ratios", len(layers))
@@ -108,7 +131,7 @@ def adaptive_rates(
 
 @np.errstate(over="ignore")
 def rate_caution(
-    problem: Problem | Observations,
+    problem: AnyProblem,
     scales: Sequence[float],
     learning_rate: npt.NDArray[np.float64],
     momentum: npt.NDArray[np.float64],
@@ -116,6 +139,8 @@ def rate_caution(
     decomposed: bool = False,
 ) -> str:
     """Return the warning for rates at which the minimum is unstable; empty for stable rates."""
+    if isinstance(problem, SampleProblem):
+        return ""  # no minimum is computed
     # The mean decides where layers have different rates; momentum raises the bound by the factor 1 + mu.
     rate, factor = float(learning_rate.mean()), 1 + float(momentum.min())
     if rate == 0:
@@ -164,7 +189,7 @@ def _stable_rate(sharpness: float) -> float:
     return 2.0 / sharpness if sharpness > 0 else math.inf
 
 
-def make_request(options: Options, problem: Problem | Observations, weights: Weights) -> Request:
+def make_request(options: Options, problem: AnyProblem, weights: Weights) -> Request:
     """Return the request of checked options: decide the rates of the layers, and the sizes.
 
     Raises

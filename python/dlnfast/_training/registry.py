@@ -13,7 +13,7 @@ ENGINES: Final[dict[str, str]] = {
     "auto": "dlnfast._training.core_engines:AutomaticEngine",
     "reduced": "dlnfast._training.core_engines:ReducedEngine",
     "dense": "dlnfast._training.core_engines:DenseEngine",
-    "torch": "dlnfast.torch.descent:TorchEngine",
+    "torch": "dlnfast.torch.engine:TorchEngine",
 }
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from .._problem.observations import Observations
 from .._problem.problem import Problem
+from .._problem.samples import SampleProblem
 from .._support.arrays import FloatArray, scale_of
 from .._support.schedule import Schedule
 from .._weights.implicit import ImplicitWeights
@@ -50,7 +51,7 @@ class Request:
 
     Attributes
     ----------
-    problem : Problem or Observations
+    problem : Problem, Observations or SampleProblem
     weights : list of ndarray, or ImplicitWeights
         W_1(0), .., W_L(0); empty where each process holds its own rows.
     options : Options
@@ -75,7 +76,7 @@ class Request:
         Number of steps between two flushes of the records to a folder; 0 without a folder.
     """
 
-    problem: Problem | Observations
+    problem: Problem | Observations | SampleProblem
     weights: Weights
     options: Options
     widths: list[int]

@@ -11,8 +11,10 @@ from typing import Unpack
 
 import numpy.typing as npt
 
+from .._problem.kinds import AnyProblem
 from .._problem.observations import Observations
 from .._problem.problem import Problem
+from .._problem.samples import SampleProblem
 from .._support.checkpoint import Checkpoint, RunFolder
 from .._support.progress import ProgressBar
 from .._trajectory.load import load
@@ -29,13 +31,13 @@ from .stopping import Plateau
 
 @takes_options
 def train(
-    problem: Problem | Observations,
+    problem: AnyProblem,
     weights: Sequence[npt.ArrayLike] | ImplicitWeights,
     *,
     checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     **options: Unpack[TrainOptions],
 ) -> Trajectory:
-    r"""Run full-batch gradient descent on ``l = c/2 ||W_{L:1} X - Y||_F^2``.
+    r"""Run gradient descent on ``l = c/2 ||W_{L:1} X - Y||_F^2``, or on the loss of a `SampleProblem`.
 
     All layers move at once, with heavy-ball momentum where it is asked for:
     ``V_l <- mu_l V_l + G_l + lambda_l W_l`` and ``W_l <- W_l - eta_l V_l``, where
@@ -43,10 +45,11 @@ def train(
 
     Parameters
     ----------
-    problem : Problem, Completion or Sensing
+    problem : Problem, Completion, Sensing or SampleProblem
         The sums S and Phi and the scale c of the loss. Note that c (``problem.loss_scale``) multiplies every
         learning rate. For a matrix known by some entries or linear measurements the dense engine descends on
-        their loss.
+        their loss. A `SampleProblem` has mini-batches, label noise, other losses and biases, and needs
+        PyTorch: ``engine="auto"`` is then "torch".
     weights : sequence of array_like, or ImplicitWeights
         Initial layers ``W_1(0), .., W_L(0)``, W_l of shape (d_l, d_{l-1}), all float64 or all float32. They
         are never changed; the trajectory refers to them, so do not change them either. Lazily sampled
@@ -75,7 +78,7 @@ def train(
     DivergedError
         The loss stopped being finite; the exception holds the trajectory up to there.
     ModuleNotFoundError
-        ``engine="torch"`` without PyTorch.
+        ``engine="torch"``, or a `SampleProblem`, without PyTorch.
     FolderInUseError
         If another run, of this process or another one, writes to the folder of `checkpoint`.
     OSError
@@ -92,7 +95,8 @@ def train(
     calls of PyTorch, up to three more for each layer with weight decay or momentum. On an accelerator the
     losses are read at records, or every 64 steps (every step with `tolerance`), and the weights are held
     twice to find the step of a divergence, three times where k singular values are recorded. float32 is
-    not rounded to TF32 or bfloat16, whatever PyTorch is set to.
+    not rounded to TF32 or bfloat16, whatever PyTorch is set to. A `SampleProblem`: 6 n sum_l d_l d_{l-1}
+    flops per step for n samples, and a forward pass of all samples at each record of a stochastic run.
 
     At rates above two over the sharpness of the minimum both engines are still exact to rounding at every
     step, but gradient descent may amplify rounding errors, so that the trajectories of both engines, or of
@@ -116,10 +120,13 @@ def train(
     """
     start = time.perf_counter()
     chosen = Options.from_keywords(options)
-    if not isinstance(problem, (Problem, Observations)):
+    if not isinstance(problem, (Problem, Observations, SampleProblem)):
         raise TypeError(
-            f"problem is {type(problem).__name__}; wanted a dlnfast.Problem, Completion or Sensing"
+            f"problem is {type(problem).__name__}; wanted a dlnfast.Problem, Completion, Sensing or "
+            "SampleProblem"
         )
+    if isinstance(problem, SampleProblem) and chosen.engine == "auto":
+        chosen = replace(chosen, engine="torch")  # before the checks: it has more optimizers
     chosen = chosen.checked()
     initial = check_initial(weights, problem)
     folder = None if checkpoint is None else Checkpoint.of(checkpoint)

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._problem.observations import Observations
-from .._problem.problem import Problem
+from .._problem.kinds import AnyProblem
 from .._support.arrays import check_count, check_scale
 from .._support.errors import ShapeError
 from .._support.file_checks import check_array, translate_part_errors
@@ -14,7 +13,7 @@ from .packing import check_steps
 from .states import Run
 
 
-def check_run(run: Run, problem: Problem | Observations | None) -> None:
+def check_run(run: Run, problem: AnyProblem | None) -> None:
     """Raise unless the settings, series, states and problem of a run fit each other.
 
     Raises

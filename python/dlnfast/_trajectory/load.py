@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .._problem.observations import Observations
-from .._problem.problem import Problem
+from .._problem.kinds import AnyProblem
 from .._support.arrays import check_count, check_path
 from .._support.checkpoint import RunFolder
 from .._support.files import Arrays, read_whole, translate_read_errors
@@ -36,7 +35,8 @@ def load(path: str | os.PathLike[str], *, every: int = 1) -> Trajectory:
     Returns
     -------
     Trajectory
-        With its problem: whitening, layout, classes and numbers, but without the samples of the data.
+        With its problem: whitening, layout, classes and numbers, but without the samples of the data, except
+        for a `SampleProblem`, which needs them.
         ``problem.transform`` takes new inputs as before; ``problem.inputs``, ``outputs`` and ``labels`` are
         None.
 
@@ -63,9 +63,7 @@ def load(path: str | os.PathLike[str], *, every: int = 1) -> Trajectory:
     return replace_records(run, join_records(list(thin_records([list_records(run)], interval))))
 
 
-def load_folder(
-    folder: RunFolder, problem: Problem | Observations | None = None, every: int = 1
-) -> Trajectory:
+def load_folder(folder: RunFolder, problem: AnyProblem | None = None, every: int = 1) -> Trajectory:
     """Return the run of a folder, with every n-th of the records so far.
 
     Parameters
@@ -87,7 +85,7 @@ def load_folder(
     return run
 
 
-def read_header(folder: RunFolder, problem: Problem | Observations | None = None) -> Trajectory:
+def read_header(folder: RunFolder, problem: AnyProblem | None = None) -> Trajectory:
     """Return the run of a folder without its records."""
     metadata, arrays = folder.request()
     run, states = dict(metadata["run"]), dict(metadata["run"]["states"])
@@ -167,7 +165,7 @@ def join_records(parts: Sequence[Arrays]) -> Arrays:
 
 
 def _from_file(
-    path: Path, metadata: Mapping[str, Any], arrays: Arrays, problem: Problem | Observations | None = None
+    path: Path, metadata: Mapping[str, Any], arrays: Arrays, problem: AnyProblem | None = None
 ) -> Trajectory:
     with translate_read_errors(path, FORMAT):
         return Trajectory.from_arrays(metadata, arrays, problem)

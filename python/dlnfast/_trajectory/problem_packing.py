@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from .._problem.kinds import AnyProblem
 from .._problem.low_rank import LowRank
 from .._problem.observations import Completion, Observations, Sensing
 from .._problem.problem import Problem
+from .._problem.samples import SampleProblem
 from .._support.arrays import FloatArray, check_scale
 from .._support.errors import ShapeError
 from .._support.file_checks import check_array
@@ -48,12 +50,16 @@ def _unpack_observations(
     return problem
 
 
-def pack_problem(problem: Problem | Observations | None, arrays: Arrays) -> dict[str, Any] | None:
+def pack_problem(problem: AnyProblem | None, arrays: Arrays) -> dict[str, Any] | None:
     """Add the arrays of a problem to the others; return its metadata, in JSON values."""
     if problem is None:
         return None
     if isinstance(problem, Observations):
         return _pack_observations(problem, arrays)
+    if isinstance(problem, SampleProblem):
+        settings, held = problem.to_arrays()
+        arrays |= held
+        return {"kind": type(problem).__name__, **settings}
     _pack_target(problem.target, arrays)
     if problem.input_gram is not None:
         arrays["input_gram"] = problem.input_gram
@@ -70,9 +76,7 @@ def pack_problem(problem: Problem | Observations | None, arrays: Arrays) -> dict
     }
 
 
-def unpack_problem(
-    meta: Mapping[str, Any], arrays: Arrays, description: Mapping[str, Any]
-) -> Problem | Observations:
+def unpack_problem(meta: Mapping[str, Any], arrays: Arrays, description: Mapping[str, Any]) -> AnyProblem:
     """Return the problem that `pack_problem` packed.
 
     Parameters
@@ -84,6 +88,8 @@ def unpack_problem(
     description : mapping
         Result of ``problem.describe()``.
     """
+    if meta.get("kind") == "SampleProblem":
+        return SampleProblem.from_arrays(meta, arrays)
     if "kind" in meta:
         return _unpack_observations(meta, arrays, description)
     problem = Problem(

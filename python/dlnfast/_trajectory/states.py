@@ -170,6 +170,18 @@ class States(ABC):
         """Answer `Trajectory.block_angles`."""
         raise ValueError("block_angles belongs to tracked models; this run has angles(layer, side)")
 
+    # ------------------------------------------------------------------------------ losses and biases
+
+    def full_loss(self, run: Run) -> Table:
+        """Answer `Trajectory.full_loss`."""
+        if not self.has_every_loss:
+            raise ValueError("full_loss belongs to runs of train; this run has the losses that were reported")
+        return run.loss[run.steps]
+
+    def biases_of(self, index: int) -> FloatArray:
+        """Answer `Trajectory.biases`."""
+        raise ValueError("the run has no biases: dln.SampleProblem(..., biases=True) trains them")
+
     # -------------------------------------------------------------------------------------- weights
 
     @abstractmethod

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from .. import measures
 from .._closure.certificate import Certificate
 from .._closure.operators import LayerOperator
-from .._problem.observations import Observations
+from .._problem.kinds import AnyProblem
 from .._problem.problem import Problem
+from .._problem.samples import SampleProblem
 from .._support.arrays import (
     FloatArray,
     as_matrix,
@@ -33,6 +34,7 @@ from .dataset import to_dataframe, to_xarray
 from .dense import DenseStates
 from .problem_packing import check_problem_metadata, pack_problem, unpack_problem
 from .reduced import ReducedStates
+from .samples import SampleStates
 from .states import States, Table, find_record
 from .tracked import TrackedStates
 from .trajectory_base import TrajectoryBase
@@ -50,6 +52,7 @@ FORMAT = "dlnfast trajectory"
 STATES: Final[Mapping[str, type[States]]] = {
     "reduced": ReducedStates,
     "dense": DenseStates,
+    "samples": SampleStates,
     "tracked": TrackedStates,
 }
 
@@ -84,7 +87,8 @@ class Trajectory(TrajectoryBase, TheoryMethods):
     steps : ndarray of int64, shape (n_records,)
         The steps t of the records.
     loss : ndarray, shape (T + 1,)
-        The loss of W(t) for every t = 0, .., T. Tracked: the losses that were reported.
+        The loss of W(t) for every t = 0, .., T: for a `SampleProblem` that of the mini-batch of step t with
+        its label noise, see `full_loss`. Tracked: the losses that were reported.
     loss_steps : ndarray of int64
         The steps of these losses.
     engine : str
@@ -93,7 +97,7 @@ class Trajectory(TrajectoryBase, TheoryMethods):
         The reason for this engine, with its measured assumptions.
     config : dict
         Every setting of the run, in JSON values.
-    problem : Problem, Completion, Sensing or None
+    problem : Problem, Completion, Sensing, SampleProblem or None
         The training problem.
     states : ReducedStates, DenseStates or TrackedStates
         The raw records.
@@ -111,6 +115,8 @@ class Trajectory(TrajectoryBase, TheoryMethods):
 
         if self.problem is None:
             raise ValueError(self.states.missing_problem)
+        if isinstance(self.problem, SampleProblem):
+            raise ValueError("gradients are computed from S and Phi, which a SampleProblem does not have")
         return gradients(self.problem, weights)
 
     def _require_problem(self, method: str) -> Problem:
@@ -129,6 +135,43 @@ class Trajectory(TrajectoryBase, TheoryMethods):
         factor = self.problem.input_factor
         inputs = np.eye(self.problem.dim_in) if factor is None else factor
         return inputs, self.problem.input_gram, self.problem.dense_target()
+
+    # ----------------------------------------------------------------------------- losses and biases
+
+    def full_loss(self) -> Table:
+        """Return the loss of all samples, without label noise, at the records.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_records,)
+            ``loss[steps]`` for other problems than a `SampleProblem`, whose `loss` is always the full one.
+
+        Raises
+        ------
+        ValueError
+            For a tracked model.
+        """
+        return self.states.full_loss(self)
+
+    def biases(self, layer: int) -> FloatArray:
+        """Return the biases b_l at the records, for a `SampleProblem` with biases.
+
+        Parameters
+        ----------
+        layer : int
+            1 .. L.
+
+        Returns
+        -------
+        ndarray, shape (n_records, d_l)
+            Biases, zero at step 0.
+
+        Raises
+        ------
+        ValueError
+            For a layer out of range, or a run without biases.
+        """
+        return self.states.biases_of(self._index(layer))
 
     # --------------------------------------------------------------------------- subspaces and ranks
 
@@ -330,7 +373,7 @@ class Trajectory(TrajectoryBase, TheoryMethods):
         return neural_tangent_kernel(self.all_weights(step))
 
     def features(self, layer: int, X: npt.ArrayLike | None = None, step: int = -1) -> FloatArray:
-        """Return ``Z_l = W_l .. W_1 X`` at a recorded step.
+        """Return ``Z_l = W_l .. W_1 X`` at a recorded step, with the biases if there are any.
 
         Parameters
         ----------
@@ -422,7 +465,7 @@ class Trajectory(TrajectoryBase, TheoryMethods):
 
     @classmethod
     def from_arrays(
-        cls, metadata: Mapping[str, Any], arrays: Arrays, problem: Problem | Observations | None = None
+        cls, metadata: Mapping[str, Any], arrays: Arrays, problem: AnyProblem | None = None
     ) -> Trajectory:
         """Return the run of which `to_arrays` returned the content.
 
@@ -430,8 +473,8 @@ class Trajectory(TrajectoryBase, TheoryMethods):
         ----------
         metadata, arrays : mapping
             Metadata and arrays, from `to_arrays`.
-        problem : Problem, Completion or Sensing, optional
-            The training problem, instead of the one in the arrays, which has no samples.
+        problem : Problem, Completion, Sensing or SampleProblem, optional
+            The training problem, instead of the one in the arrays.
 
         Returns
         -------

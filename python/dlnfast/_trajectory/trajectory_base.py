@@ -14,8 +14,10 @@ import numpy.typing as npt
 
 from .._closure.certificate import Certificate
 from .._closure.family import Family
+from .._problem.kinds import AnyProblem
 from .._problem.observations import Observations
 from .._problem.problem import Problem
+from .._problem.samples import SampleProblem
 from .._support.arrays import FloatArray, IntArray, check_choice, check_count
 from .states import States, Table, find_record
 from .truncated_spectra import measure_energy_share
@@ -34,7 +36,7 @@ class TrajectoryBase(ABC):
         loss: Table,
         states: States,
         certificate: Certificate,
-        problem: Problem | Observations | None,
+        problem: AnyProblem | None,
         config: Mapping[str, Any],
         wall_time: float,
         rates: Table | None = None,
@@ -105,6 +107,8 @@ class TrajectoryBase(ABC):
             raise ValueError(self.states.missing_problem)
         if isinstance(self.problem, Observations):
             raise ValueError("the rank of a matrix that is known in part is not known")
+        if isinstance(self.problem, SampleProblem):
+            raise ValueError("a SampleProblem has no target matrix, and no rank")
         return self.problem.target_factors().rank
 
     @property

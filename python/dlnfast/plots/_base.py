@@ -426,6 +426,6 @@ def measure_features(
     features = run.features(0, X, step)
     values = [measure(features, labels)]
     for layer in range(1, run.n_layers):
-        features = run.weights(layer, step) @ features
+        features = run.states.apply_layer(layer - 1, features, step, run)
         values.append(measure(features, labels))
     return values

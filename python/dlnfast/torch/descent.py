@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Descent of the dense engine on a PyTorch device, for ``train(..., engine="torch")``.
+"""Descent on a PyTorch device, for ``train(..., engine="torch")``: the steps of the dense engine.
 
 The chain W_L ... W_1 is split at the same layer p as in ``cpp/include/dlnfast/dense_descent.hpp``, so that
 every product has d_p rows or columns. A step is the same sum of the same products as there.
@@ -8,6 +8,7 @@ every product has d_p rows or columns. A step is the same sum of the same produc
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,22 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .._closure.certificate import Certificate
-from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._support.arrays import widths_of
 from .._support.dispatch import core, is_forked
-from .._support.errors import AssumptionError
 from .._tracking.svd_tracker import DEFAULTS, SVDTracker
-from .._training.engines import Engine
 from .._training.jobs import DenseJob, Outputs
-from .._training.options import Options
-from .._training.rates import ADAPTIVE_RATE
-from .._training.request import Request, Weights
+from .._training.request import Request
 from .._trajectory.layer_spectra import LayerTracking, split_tracker_record
 from .._trajectory.states import States
-from .._weights.implicit import ImplicitWeights
-from ._devices import find_device, use_exact_products
+from ._devices import use_exact_products
 from ._optimizers import GradientRule, LayerRule, State, make_layer_rule
 from ._rule import UpdateRule
 from .operators import DeviceMatrix, frobenius_norm
@@ -45,39 +39,6 @@ Count = core.Count
 POLL_SECONDS = core.POLL_SECONDS
 
 
-class TorchEngine(Engine):
-    """Trains whole weight matrices on a PyTorch device."""
-
-    name = "torch"
-
-    def __init__(self, device: str = "") -> None:
-        """Take the name of a device; empty for PyTorch's default."""
-        super().__init__()
-        self._wanted = device or None
-
-    def check(self, options: Options, problem: Problem | Observations, weights: Weights) -> Certificate:
-        """Return the certificate and find the device, or name the engine that can do the run."""
-        if isinstance(problem, Observations):
-            raise TypeError(
-                f"problem is {type(problem).__name__}; engine='torch' wants a dlnfast.Problem: "
-                "engine='dense' descends on observations of a matrix"
-            )
-        if isinstance(weights, ImplicitWeights):
-            raise AssumptionError(
-                "engine='torch' needs whole layers, but weights are lazily sampled: engine='reduced' trains "
-                "them, or draw them with dln.orthogonal(..., implicit=False)"
-            )
-        if options.adaptive is not None:
-            raise ValueError(ADAPTIVE_RATE)
-        self.device = str(find_device(self._wanted, weights[0].dtype))
-        return Certificate("torch", f"engine='torch' was asked for, on {self.device}", None)
-
-    def prepare(self, request: Request) -> TorchJob:
-        """Return the job on the device that `check` found."""
-        assert request.device is not None
-        return TorchJob(request, torch.device(request.device))
-
-
 class TorchJob(DenseJob):
     """A run of the dense engine on a PyTorch device, with unsharded layers."""
 
@@ -85,16 +46,21 @@ class TorchJob(DenseJob):
         super().__init__(request)
         self.device = device
         needs_each_loss = device.type == "cpu" or request.tolerance is not None
-        self._descent: _Descent | None = None
+        self._descent: Descent | None = None
         # Other rules have states that a repeated step would change.
         self.steps_ahead = 1 if needs_each_loss or request.optimizer is not None else _STEPS_AHEAD
-        #: State of the rule of each layer on the host, which `run` reads and writes.
-        self.rule_states: list[dict[str, npt.NDArray[Any]]] = []
-        if request.optimizer is not None:
-            self.rule_states = [
-                {name: tensor.numpy() for name, tensor in make_layer_rule(request.optimizer, w)[1].items()}
-                for w in map(torch.from_numpy, self.weights)
-            ]
+        #: State of the rule of each matrix on the host, which `run` reads and writes.
+        self.rule_states = self.make_rule_states(self.weights)
+
+    def make_rule_states(self, matrices: Sequence[npt.NDArray[Any]]) -> list[dict[str, npt.NDArray[Any]]]:
+        """Return the state of the update rule of each matrix before the first step; none for "gd"."""
+        rule = self.request.optimizer
+        if rule is None:
+            return []
+        return [
+            {name: tensor.numpy() for name, tensor in make_layer_rule(rule, torch.from_numpy(w))[1].items()}
+            for w in matrices
+        ]
 
     def state_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays that change during the run: its state."""
@@ -109,15 +75,13 @@ class TorchJob(DenseJob):
 
     def run(self, arguments: Run) -> tuple[Outcome, int, int]:
         """Run the descent; return the outcome, the last step, and after a divergence the largest layer."""
-        objective = self.request.problem.engine_arguments(self.request.dtype)
-        values: dict[str, Any] = {**arguments, **objective}
         with torch.no_grad(), use_exact_products(self.device), _limit_threads(self.request.n_threads):
-            descent = _Descent(self.weights, values, self.device, self.request, self.rule_states)
-            for layer, velocity in zip(descent.layers, self.optimizer.velocity, strict=False):
+            descent = self.make_descent(arguments)
+            for layer, velocity in zip(descent.parameters, self.optimizer.velocity, strict=False):
                 layer.set_velocity(velocity)
             self._descent = descent
             try:
-                return self._take_steps(descent, values)
+                return self._take_steps(descent, {**arguments})
             finally:
                 self._descent = None
                 self._copy_to_host(descent)
@@ -128,15 +92,26 @@ class TorchJob(DenseJob):
             self._copy_to_host(self._descent)
         return super().current_states(outputs)
 
-    def _copy_to_host(self, descent: _Descent) -> None:
+    def make_descent(self, arguments: Run) -> Descent:
+        """Return the descent from the current weights."""
+        assert isinstance(self.request.problem, Problem)
+        values = {**arguments, **self.request.problem.engine_arguments(self.request.dtype)}
+        return StatisticsDescent(self.weights, values, self.device, self.request, self.rule_states)
+
+    def record_descent(self, descent: Descent, number: int, loss: float) -> bool:
+        """Write further entries of record `number`, none here; return False if one of them is not finite."""
+        del descent, number, loss
+        return True
+
+    def _copy_to_host(self, descent: Descent) -> None:
         """Copy weights and velocities to the host."""
-        for layer in descent.layers:
+        for layer in descent.parameters:
             layer.copy_to_host()
         for on_host, state in zip(self.rule_states, descent.rule_states, strict=True):
             for name, tensor in state.items():
                 torch.from_numpy(on_host[name]).copy_(tensor)
 
-    def _take_steps(self, descent: _Descent, arguments: dict[str, Any]) -> tuple[Outcome, int, int]:
+    def _take_steps(self, descent: Descent, arguments: dict[str, Any]) -> tuple[Outcome, int, int]:
         """Take the steps, in the order of ``cpp/src/descent.cpp``."""
         steps, every = self.request.steps, self.request.record_every
         weights_every = self.request.weights_every
@@ -144,9 +119,9 @@ class TorchJob(DenseJob):
         on_record, on_progress = arguments["on_record"], arguments["on_progress"]
         first, flush_every, on_flush = (arguments[name] for name in ("first", "flush_every", "on_flush"))
         tracked = [self._make_tracked_layer(i, descent.layers[i]) for i in range(len(self.values))]
-        losses = _Losses(self.steps_ahead, arguments, descent)
+        losses = _Losses(self.steps_ahead, descent)
         last_poll = time.perf_counter()
-        descent.evaluate(losses.squares[0])
+        descent.evaluate(losses.sums[0], first)
         step, n_new = first, 1  # n_new losses are unread, the last of them at `step`
         while True:
             begin = step + 1 - n_new
@@ -165,6 +140,10 @@ class TorchJob(DenseJob):
             last = converged or step == steps
             at_record = last or step % every == 0 or step == first
             if at_record:
+                if not self.record_descent(descent, int(counts[Count.records]), now):
+                    counts[Count.losses] -= 1
+                    counts[Count.between_steps] = 0
+                    return "diverged", step, descent.largest_layer()
                 for layer in tracked:
                     layer.record(int(counts[Count.records]))
                 arguments["record_steps"][counts[Count.records]] = step
@@ -196,10 +175,10 @@ class TorchJob(DenseJob):
                 descent.save_state()
             for i in range(n_new):
                 descent.update(step + i)
-                descent.evaluate(losses.squares[i])
+                descent.evaluate(losses.sums[i], step + i + 1)
             step = until
 
-    def _make_tracked_layer(self, i: int, layer: _Layer) -> _TrackedLayer:
+    def _make_tracked_layer(self, i: int, layer: DeviceLayer) -> _TrackedLayer:
         arrays = LayerTracking(
             self.errors[i], self.signs[i], self.branches[i], self.clusters[i], self.tracking[i]
         )
@@ -212,24 +191,23 @@ def _next_multiple(step: int, every: int) -> int:
 
 
 class _Losses:
-    """Squared residual norms of the latest steps on the device, and their conversion to losses."""
+    """Losses of the latest steps on the device before their scaling, and their conversion to losses."""
 
-    def __init__(self, n: int, arguments: dict[str, Any], descent: _Descent) -> None:
-        self._squares = descent.layers[0].weight.new_empty(n)
-        #: One scalar tensor per step, for ``||W_{L:1} F - G||^2``.
-        self.squares = self._squares.unbind()
-        self._half_scale = 0.5 * arguments["loss_scale"]
-        self._floor = arguments["loss_floor"]
+    def __init__(self, n: int, descent: Descent) -> None:
+        self._sums = descent.layers[0].weight.new_empty(n)
+        #: One scalar tensor per step, for `Descent.evaluate`.
+        self.sums = self._sums.unbind()
+        self._factor, self._floor = descent.loss_factor, descent.loss_floor
 
     @np.errstate(over="ignore", invalid="ignore")
     def read(self, n: int) -> npt.NDArray[np.float64]:
         """Return the first n losses, after the device has computed them."""
-        squares = self._squares[:n].cpu().numpy().astype(np.float64)
-        losses: npt.NDArray[np.float64] = self._half_scale * squares + self._floor
+        sums = self._sums[:n].cpu().numpy().astype(np.float64)
+        losses: npt.NDArray[np.float64] = self._factor * sums + self._floor
         return losses
 
 
-class _Layer:
+class DeviceLayer:
     """One weight matrix on the device, with its update rule and, with momentum, its velocity."""
 
     def __init__(
@@ -269,7 +247,7 @@ class _Layer:
 class _SideLayer:
     """A layer as a factor A of its side's product: A = W below the split, W^T above."""
 
-    def __init__(self, layer: _Layer, transposed: bool) -> None:
+    def __init__(self, layer: DeviceLayer, transposed: bool) -> None:
         self.layer = layer
         self.matrix = layer.weight.T if transposed else layer.weight
         velocity = layer.velocity
@@ -302,7 +280,7 @@ class _Side:
     ``c X_{i-1}^T Y_i``, that of A_1 is ``c Y_1``.
     """
 
-    def __init__(self, layers: Sequence[_Layer], transposed: bool, error: torch.Tensor) -> None:
+    def __init__(self, layers: Sequence[DeviceLayer], transposed: bool, error: torch.Tensor) -> None:
         factors = [_SideLayer(layer, transposed) for layer in layers]
         new = error.new_empty
         k = factors[0].inner
@@ -352,8 +330,107 @@ class _Side:
             factor.step_along(error)
 
 
-class _Descent:
-    """The weights of all layers on the device, their loss, and their gradient steps."""
+class Descent(ABC):
+    """The matrices of a network on the device, their loss, and their steps: the part of all losses.
+
+    Parameters
+    ----------
+    matrices : sequence of ndarray
+        W_1 .. W_L on the host, followed by further matrices, with the rates of the layers in the same order.
+    arguments : dict
+        Rates of the layers, and the factor `loss_scale` of all gradients.
+    device : torch.device
+    request : Request
+    rule_states : sequence of dict
+        State of the update rule of each matrix on the host; empty for gradient descent.
+    """
+
+    #: The loss of a step is this factor times the number that `evaluate` writes, plus `loss_floor`.
+    loss_factor: float
+    loss_floor: float = 0.0
+
+    def __init__(
+        self,
+        matrices: Sequence[npt.NDArray[Any]],
+        arguments: dict[str, Any],
+        device: torch.device,
+        request: Request,
+        rule_states: Sequence[dict[str, npt.NDArray[Any]]],
+    ) -> None:
+        names = ("learning_rate", "weight_decay", "momentum")
+        rates = list(zip(*(arguments[name] for name in names), strict=True))
+        self._n_layers = len(rates)
+        #: All matrices.
+        self.parameters = [
+            DeviceLayer(host, device, arguments["loss_scale"], rates[i % len(rates)], request)
+            for i, host in enumerate(matrices)
+        ]
+        #: The layers among them.
+        self.layers = self.parameters[: len(rates)]
+        self._request = request
+        self._rules: list[LayerRule] = []
+        #: State of the rule of each matrix; empty for gradient descent.
+        self.rule_states: list[State] = []
+        if request.optimizer is not None:
+            for layer, on_host in zip(self.parameters, rule_states, strict=True):
+                rule, state = make_layer_rule(request.optimizer, layer.weight)
+                for name, tensor in state.items():
+                    tensor.copy_(torch.from_numpy(on_host[name]))
+                self._rules.append(rule)
+                self.rule_states.append(state)
+        self._states = [
+            state
+            for layer in self.parameters
+            for state in (layer.weight, layer.velocity)
+            if state is not None
+        ]
+        self._saved: list[torch.Tensor] = []
+
+    @abstractmethod
+    def evaluate(self, result: torch.Tensor, step: int) -> None:
+        """Write the loss of a step before its scaling, a scalar, and prepare its gradients."""
+
+    @abstractmethod
+    def step_along_gradients(self) -> None:
+        """Step with every matrix from the latest `evaluate`; other rules than "gd" store the gradients."""
+
+    def update(self, step: int) -> None:
+        """Take step number `step` from the weights of the latest `evaluate`."""
+        if self._request.is_scheduled and not self._rules:
+            for i, layer in enumerate(self.parameters):
+                layer.rule.set_rates(*self._request.rates_at(step, i % self._n_layers))
+        self.step_along_gradients()
+        for i, (rule, layer, state) in enumerate(
+            zip(self._rules, self.parameters, self.rule_states, strict=False)
+        ):
+            assert layer.velocity is not None
+            rates = self._request.rates_at(step, i % self._n_layers)
+            rule(layer.weight, layer.velocity, state, step, rates)
+
+    def save_state(self) -> None:
+        """Save weights and velocities, for `repeat_from_saved`."""
+        if not self._saved:
+            self._saved = [torch.empty_like(state) for state in self._states]
+        for copy, state in zip(self._saved, self._states, strict=True):
+            copy.copy_(state)
+
+    def repeat_from_saved(self, n_steps: int, first: int) -> None:
+        """Return to the saved weights, and take `n_steps` steps from there, beginning with step `first`."""
+        for copy, state in zip(self._saved, self._states, strict=True):
+            state.copy_(copy)
+        result = self.layers[0].weight.new_empty(())
+        for i in range(n_steps):
+            self.evaluate(result, first + i)
+            self.update(first + i)
+
+    def largest_layer(self) -> int:
+        """Return the layer, counted from 1, with the largest entry; the first one if several overflowed."""
+        sizes = [float(layer.weight.abs().max()) for layer in self.layers]
+        return int(np.argmax([size if np.isfinite(size) else np.inf for size in sizes])) + 1
+
+
+class StatisticsDescent(Descent):
+    """The descent of a `Problem`, from its sufficient statistics."""
 
     def __init__(
         self,
@@ -363,32 +440,14 @@ class _Descent:
         request: Request,
         rule_states: Sequence[dict[str, npt.NDArray[Any]]],
     ) -> None:
-        rates = zip(arguments["learning_rate"], arguments["weight_decay"], arguments["momentum"], strict=True)
-        self.layers = [
-            _Layer(host, device, arguments["loss_scale"], rate, request)
-            for host, rate in zip(weights, rates, strict=True)
-        ]
-        self._request = request
-        self._rules: list[LayerRule] = []
-        #: State of the rule of each layer; empty for gradient descent.
-        self.rule_states: list[State] = []
-        if request.optimizer is not None:
-            for layer, on_host in zip(self.layers, rule_states, strict=True):
-                rule, state = make_layer_rule(request.optimizer, layer.weight)
-                for name, tensor in state.items():
-                    tensor.copy_(torch.from_numpy(on_host[name]))
-                self._rules.append(rule)
-                self.rule_states.append(state)
+        super().__init__(weights, arguments, device, request, rule_states)
+        self.loss_factor, self.loss_floor = 0.5 * arguments["loss_scale"], arguments["loss_floor"]
         self._target = torch.tensor(arguments["target"], device=device)
         #: S, F and G; None if S = F F^T is the identity.
         self._inputs: tuple[torch.Tensor, ...] | None = None
         if arguments["input_gram"] is not None:
             names = ("input_gram", "input_factor", "factor_target")
             self._inputs = tuple(torch.tensor(arguments[name], device=device) for name in names)
-        self._states = [
-            state for layer in self.layers for state in (layer.weight, layer.velocity) if state is not None
-        ]
-        self._saved: list[torch.Tensor] = []
 
         widths = widths_of(weights)
         split = core.best_pivot(widths)
@@ -419,8 +478,9 @@ class _Descent:
         self._residual = self._error if self._inputs is None else torch.empty_like(self._inputs[2])
         self._residuals = self._residual.view(-1)
 
-    def evaluate(self, square: torch.Tensor) -> None:
-        """Write ``||W_{L:1} F - G||^2`` into `square`, and compute ``E = W_{L:1} S - Phi`` for `update`."""
+    def evaluate(self, result: torch.Tensor, step: int) -> None:
+        """Write ``||W_{L:1} F - G||^2``, and compute ``E = W_{L:1} S - Phi`` for `update`."""
+        del step
         for side in self._sides:
             side.forward()
         if self._join is not None:
@@ -434,43 +494,14 @@ class _Descent:
             self._error.sub_(self._target)
             torch.mm(self._product, factor, out=self._residual)
             self._residual.sub_(factor_target)
-        torch.dot(self._residuals, self._residuals, out=square)
+        torch.dot(self._residuals, self._residuals, out=result)
 
-    def update(self, step: int) -> None:
-        """Take step number `step` from the weights of the latest `evaluate`."""
-        if self._request.is_scheduled and not self._rules:
-            for i, layer in enumerate(self.layers):
-                layer.rule.set_rates(*self._request.rates_at(step, i))
+    def step_along_gradients(self) -> None:
+        """Step with every layer, or store the gradients."""
         for product, error, result in self._to_split:
             torch.mm(product, error, out=result)
         for side in self._sides:
             side.backward()
-        for i, (rule, layer, state) in enumerate(
-            zip(self._rules, self.layers, self.rule_states, strict=False)
-        ):
-            assert layer.velocity is not None
-            rule(layer.weight, layer.velocity, state, step, self._request.rates_at(step, i))
-
-    def save_state(self) -> None:
-        """Save weights and velocities, for `repeat_from_saved`."""
-        if not self._saved:
-            self._saved = [torch.empty_like(state) for state in self._states]
-        for copy, state in zip(self._saved, self._states, strict=True):
-            copy.copy_(state)
-
-    def repeat_from_saved(self, n_steps: int, first: int) -> None:
-        """Return to the saved weights, and take `n_steps` steps from there, beginning with step `first`."""
-        for copy, state in zip(self._saved, self._states, strict=True):
-            state.copy_(copy)
-        square = self._error.new_empty(())
-        for i in range(n_steps):
-            self.evaluate(square)
-            self.update(first + i)
-
-    def largest_layer(self) -> int:
-        """Return the layer, counted from 1, with the largest entry; the first one if several overflowed."""
-        sizes = [float(layer.weight.abs().max()) for layer in self.layers]
-        return int(np.argmax([size if np.isfinite(size) else np.inf for size in sizes])) + 1
 
 
 class _TrackedLayer:
@@ -478,7 +509,7 @@ class _TrackedLayer:
 
     def __init__(
         self,
-        layer: _Layer,
+        layer: DeviceLayer,
         request: Request,
         values: npt.NDArray[Any],
         arrays: LayerTracking,
