@@ -17,6 +17,7 @@ from tolerances import tolerance
 import dlnfast as dln
 from dlnfast import reference
 from dlnfast._training.curvature import minimum_sharpness
+from dlnfast.theory.descent import minimum_sharpness as theory_sharpness
 
 F64 = np.float64
 ENGINES = ["reduced", "dense"]
@@ -547,7 +548,7 @@ def at_the_balanced_minimum(problem, depth):
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_the_sharpness_of_the_balanced_minimum_equals_that_of_its_hessian(make, depth):
     problem = make()
-    found = dln.theory.minimum_sharpness(problem, depth)
+    found = theory_sharpness(problem, depth)
     wanted = dln.measures.sharpness(problem, at_the_balanced_minimum(problem, depth), tolerance=1e-8)
     # The eigenvalue of a Lanczos iteration is right to its tolerance.
     assert found == pytest.approx(wanted, rel=1e-7)
@@ -557,7 +558,7 @@ def test_the_sharpness_of_the_balanced_minimum_equals_that_of_its_hessian(make, 
 @pytest.mark.parametrize("engine", ["auto", "dense"])
 def test_rates_above_the_threshold_are_reported_for_inputs_that_are_not_white(make, engine):
     problem = make()
-    bound = 2 / dln.theory.minimum_sharpness(problem, 3)
+    bound = 2 / theory_sharpness(problem, 3)
     assert "rounding" not in recovery_certificate(0.999 * bound, problem, engine=engine).reason
     reason = recovery_certificate(1.001 * bound, problem, engine=engine).reason
     assert f"learning_rate (eta) {1.001 * bound:.3g} is above {bound:.3g}" in reason

@@ -250,6 +250,8 @@ def descend(core, weights, factor, target, steps, n_threads):
         "target": target @ factor.T, "input_gram": factor @ factor.T, "input_factor": factor,
         "factor_target": target, "loss_scale": 0.5, "loss_floor": 0.0,
         "learning_rate": [0.05] * n_layers, "weight_decay": [0.0] * n_layers, "momentum": [0.0] * n_layers,
+        "learning_rate_table": None, "weight_decay_table": None, "momentum_table": None, "optimizer": None,
+        "left_factors": [], "right_factors": [],
         "steps": steps, "record_every": steps, "tolerance": -1.0, "n_threads": n_threads, "loss": loss,
         "record_steps": np.zeros(2, np.int64), "counts": np.zeros(5, np.int64), "first": 0, "flush_every": 0,
         "on_flush": None, "velocity": (), "compensation": (), "power_vectors": (), "on_record": None,

@@ -424,7 +424,7 @@ def test_schedules_survive_a_dictionary(schedule):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: dln.Schedule([]), "at least one step"),
+        (lambda: dln.Schedule([]), "rule is empty"),
         (lambda: dln.Schedule([[[0.1]]]), "3 axes"),
         (lambda: dln.Schedule([0.1, np.nan]), "not finite"),
         (lambda: dln.Schedule.cosine(0.1, 10, warmup=10), "warmup is 10; wanted fewer"),

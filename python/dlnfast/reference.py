@@ -412,6 +412,7 @@ def train_dense(
     now: list[Array] = [np.array(weight, dtype=np.float64) for weight in weights]
     states: list[dict[str, Array]] = [{} for _ in now]
     rates = [_rates_of_steps(rate, steps) for rate in (learning_rate, weight_decay, momentum)]
+    list(zip(now, *(range(rate.shape[-1]) for rate in rates), strict=True))  # one for each layer
     update = heavy_ball if rule is None else rule
     solution, factor = least_squares(target, input_gram), _input_factor(input_gram)
     floor = _loss_floor(solution, target, loss_scale, output_norm_squared)

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import as_array, check_count, check_scale, count_axes, per_layer
+from .arrays import as_matrix, as_vector, check_count, check_scale, count_axes, per_layer
 from .errors import ShapeError
 
 __all__ = ["PerLayer", "Schedule", "read_rate"]
@@ -60,7 +60,7 @@ class Schedule:
         if callable(rule):
             self._function = rule
         else:
-            self._definition = {"schedule": "values", "values": _read_values(rule).tolist()}
+            self._definition = {"schedule": "values", "values": _read_values(rule, "rule").tolist()}
 
     @classmethod
     def from_values(cls, values: npt.ArrayLike) -> Schedule:
@@ -84,7 +84,7 @@ class Schedule:
         """
         if callable(values):
             raise TypeError("values is a callable; wanted an array: Schedule(function) takes a function")
-        return cls(values)
+        return cls._of({"schedule": "values", "values": _read_values(values, "values").tolist()})
 
     @classmethod
     def cosine(cls, peak: PerLayer, steps: int, *, warmup: int = 0, final: PerLayer = 0.0) -> Schedule:
@@ -218,6 +218,11 @@ class Schedule:
         Returns
         -------
         Schedule
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a function that does not return numbers, or a wrong number of steps.
         """
         count = check_count(steps, "steps", minimum=0)
         if self._function is None:
@@ -307,16 +312,12 @@ def _plain(rate: PerLayer, name: str) -> float | list[float]:
     return values[0] if np.ndim(rate) == 0 else values
 
 
-def _read_values(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    n_axes = count_axes(values, "values")
+def _read_values(values: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
+    n_axes = count_axes(values, name)
     if n_axes not in (1, 2):
-        raise ShapeError(f"values has {n_axes} axes; wanted (steps,) or (steps, layers)")
-    rates = np.asarray(as_array(values, "values"), dtype=np.float64)
-    if rates.size == 0:
-        raise ShapeError(f"values has shape {rates.shape}; wanted at least one step")
-    if not np.isfinite(rates).all():
-        raise ValueError("values holds a number that is not finite")
-    return rates
+        raise ShapeError(f"{name} has {n_axes} axes; wanted (steps,) or (steps, layers)")
+    read = as_vector if n_axes == 1 else as_matrix
+    return np.asarray(read(values, name, dtype=np.float64), dtype=np.float64)
 
 
 def _cosine_values(definition: Mapping[str, Any], steps: int) -> npt.NDArray[np.float64]:
