@@ -7,7 +7,8 @@ from .._closure.certificate import Assumptions, Certificate
 from .._closure.closure import LARGEST_SHARE, find_closure
 from .._closure.conditions import satisfies_all_but_rank
 from .._closure.subspaces import Closure
-from .._problem.kinds import AnyProblem, Observations
+from .._problem.kinds import AnyProblem
+from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._problem.samples import SampleProblem
 from .._support.errors import AssumptionError

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .._closure.certificate import Certificate
+from .._problem.kinds import AnyProblem
 from .._problem.low_rank import LowRank
-from .._problem.kinds import AnyProblem, Observations
+from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._problem.samples import SampleProblem
 from .._support.arrays import check_scale, per_layer, scale_of, widths_of

@@ -11,7 +11,8 @@ from typing import Unpack
 
 import numpy.typing as npt
 
-from .._problem.kinds import AnyProblem, Observations
+from .._problem.kinds import AnyProblem
+from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._problem.samples import SampleProblem
 from .._support.checkpoint import Checkpoint, RunFolder

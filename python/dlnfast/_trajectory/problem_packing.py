@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from .._problem.kinds import AnyProblem
 from .._problem.low_rank import LowRank
-from .._problem.kinds import AnyProblem, Completion, Observations, Sensing
+from .._problem.observations import Completion, Observations, Sensing
 from .._problem.problem import Problem
 from .._problem.samples import SampleProblem
 from .._support.arrays import FloatArray, check_scale

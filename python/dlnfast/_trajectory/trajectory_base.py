@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from .._closure.certificate import Certificate
 from .._closure.family import Family
-from .._problem.kinds import AnyProblem, Observations
+from .._problem.kinds import AnyProblem
+from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._problem.samples import SampleProblem
 from .._support.arrays import FloatArray, IntArray, check_choice, check_count

@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 
 from .._closure.certificate import Certificate
-from .._problem.kinds import AnyProblem, Observations
+from .._problem.kinds import AnyProblem
+from .._problem.observations import Observations
 from .._problem.samples import SampleProblem
 from .._support.errors import AssumptionError
 from .._training.engines import Engine
