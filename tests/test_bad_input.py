@@ -430,7 +430,7 @@ def test_other_optimizers_are_refused(name):
     [
         (dln.optimizers.Muon(method="svd"), "method is 'svd'"),
         (dln.optimizers.Muon(steps=-1), "steps of the iteration is -1"),
-        (dln.optimizers.Muon(coefficients=(1.0, 2.0)), "coefficients is .*three numbers"),
+        (dln.optimizers.Muon(coefficients=(1.0, 2.0)), "coefficients is .*3 numbers"),
         (dln.optimizers.Muon(momentum=1.0), r"momentum \(mu\) is 1"),
         (dln.optimizers.Muon(scale="rms"), "scale is 'rms'"),
         (dln.optimizers.Shampoo(epsilon=0.0), "epsilon is 0"),

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include "polar_factor.hpp"
 
-#include <Eigen/Eigenvalues>
 #include <algorithm>
 #include <cmath>
 
 #include "dlnfast/product.hpp"
 #include "fixed_products.hpp"
 #include "small_decomposition.hpp"
+#include "views.hpp"
 
 namespace dlnfast {
 namespace {
@@ -85,31 +85,35 @@ class GeneralNewtonSchulz final : public NewtonSchulz<T> {
   Matrix<T> gram_, polynomial_, next_;
 };
 
-// The polar factor of `scaled`, which is `magnitude` times smaller than X: with orthogonal rows
-// Q R = diag(s) V^T, it is Q^T V^T over the values that count.
-template <class T>
-double polar_by_rotations(const MatrixRef<T>& x, const Matrix<double>& scaled, double magnitude,
-                          double other, double rank_tolerance) {
-  constexpr int most_passes = 40;
-  const bool is_tall = scaled.rows() > scaled.cols();
-  Matrix<double> rows = is_tall ? Matrix<double>(scaled.transpose()) : scaled;
-  Matrix<double> rotation;
-  rotate_rows(rows, rotation, most_passes);
-  double largest = other / magnitude;
-  for (Index i = 0; i < rows.rows(); ++i) largest = std::max(largest, rows.row(i).norm());
-  for (Index i = 0; i < rows.rows(); ++i) {
-    const double value = rows.row(i).norm();
-    if (value > rank_tolerance * largest) {
-      rows.row(i) /= value;
-    } else {
-      rows.row(i).setZero();
-    }
-  }
-  if (is_tall) {
-    x.map() = (rows.transpose() * rotation).template cast<T>();
+// Replaces X by its polar factor (polar_factor.hpp).
+double make_polar(Matrix<double>& x, double other, double rank_tolerance, const Context& context) {
+  // A common factor, so that squares neither overflow nor underflow. It is not exact: then the
+  // matrix is zero or not finite.
+  const double magnitude = x.size() == 0 ? 0.0 : x.cwiseAbs().maxCoeff();
+  if (!(magnitude > 0.0) || !std::isfinite(magnitude)) return std::max(magnitude, other);
+  x /= magnitude;
+  Matrix<double> left, right;  // X = left^T right with orthogonal rows, those of `left` normal
+  const bool is_tall = x.rows() > x.cols();
+  if (std::min(x.rows(), x.cols()) <= rotations_limit) {
+    constexpr int most_passes = 40;
+    right = x;
+    if (is_tall) right = x.transpose();
+    rotate_rows(right, left, most_passes);
+    if (is_tall) std::swap(left, right);
   } else {
-    x.map() = (rotation.transpose() * rows).template cast<T>();
+    const SmallDecomposition d(x, context);
+    left = d.a.transpose();
+    right = d.b.transpose();
+    for (Index i = 0; i < right.rows(); ++i) right.row(i) *= d.s(0, i);
   }
+  Matrix<double>& scaled = is_tall && left.rows() <= rotations_limit ? left : right;
+  double largest = other / magnitude;
+  for (Index i = 0; i < scaled.rows(); ++i) largest = std::max(largest, scaled.row(i).norm());
+  for (Index i = 0; i < scaled.rows(); ++i) {
+    const double value = scaled.row(i).norm();
+    scaled.row(i) *= value > rank_tolerance * largest ? 1.0 / value : 0.0;
+  }
+  multiply<double>(view(left), Op::transpose, view(right), Op::none, MatrixRef<double>(x), context);
   return largest * magnitude;
 }
 
@@ -123,11 +127,9 @@ std::unique_ptr<NewtonSchulz<T>> newton_schulz(Index rows, Index cols) {
     if (result == nullptr && size <= limit)
       result = std::make_unique<FixedNewtonSchulz<T, limit>>(size);
   };
-  make_if_fits(std::integral_constant<int, 4>{});
+  // Few sizes: each takes a second to compile.
   make_if_fits(std::integral_constant<int, 6>{});
-  make_if_fits(std::integral_constant<int, 8>{});
   make_if_fits(std::integral_constant<int, 12>{});
-  make_if_fits(std::integral_constant<int, 16>{});
   make_if_fits(std::integral_constant<int, 20>{});
   make_if_fits(std::integral_constant<int, small_limit>{});
   if (result == nullptr) result = std::make_unique<GeneralNewtonSchulz<T>>(rows, cols);
@@ -147,30 +149,22 @@ template <class T>
 double polar_factor(const MatrixRef<T>& x, double other, double rank_tolerance,
                     const Context& context) {
   Matrix<double> wide = x.map().template cast<double>();
-  if (wide.size() == 0) return other;
-  // A common factor, so that squares neither overflow nor underflow. It is not exact: then the
-  // matrix is zero or not finite.
-  const double magnitude = wide.cwiseAbs().maxCoeff();
-  if (!(magnitude > 0.0) || !std::isfinite(magnitude)) return std::max(magnitude, other);
-  wide /= magnitude;
-  if (std::min(wide.rows(), wide.cols()) <= rotations_limit) {
-    return polar_by_rotations<T>(x, wide, magnitude, other, rank_tolerance);
-  }
-  const SmallDecomposition d(wide, context);
-  const double largest = std::max(d.s(0, 0) * magnitude, other);
-  Index rank = 0;
-  while (rank < d.s.cols() && d.s(0, rank) * magnitude > rank_tolerance * largest) ++rank;
-  x.map() = (d.a.leftCols(rank) * d.b.leftCols(rank).transpose()).template cast<T>();
+  const double largest = make_polar(wide, other, rank_tolerance, context);
+  x.map() = wide.template cast<T>();
   return largest;
 }
 
-Matrix<double> inverse_fourth_root(const MatrixRef<double>& p) {
-  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(p.map());
-  // Rounding may turn small eigenvalues negative.
-  const double least = 1e-16 * std::max(solver.eigenvalues().cwiseAbs().maxCoeff(), 1e-300);
-  const Eigen::VectorXd roots =
-      solver.eigenvalues().unaryExpr([&](double v) { return std::pow(std::max(v, least), -0.25); });
-  return solver.eigenvectors() * roots.asDiagonal() * solver.eigenvectors().transpose();
+Matrix<double> inverse_fourth_root(const MatrixRef<double>& p, const Context& context) {
+  // The singular values of a positive definite matrix are its eigenvalues, and both sets of vectors
+  // are its eigenvectors.
+  const SmallDecomposition d(p.map(), context);
+  if (d.s.size() == 0) return Matrix<double>(p.rows, p.cols);
+  const double least = 1e-16 * std::max(d.s(0, 0), 1e-300);
+  Matrix<double> scaled = d.a, root(p.rows, p.cols);
+  for (Index i = 0; i < scaled.cols(); ++i)
+    scaled.col(i) *= std::pow(std::max(d.s(0, i), least), -0.25);
+  multiply<double>(view(scaled), Op::none, view(d.b), Op::transpose, root, context);
+  return root;
 }
 
 template std::unique_ptr<NewtonSchulz<float>> newton_schulz<float>(Index, Index);

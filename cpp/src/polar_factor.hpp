@@ -36,7 +36,7 @@ double polar_factor(const MatrixRef<T>& x, double other, double rank_tolerance,
                     const Context& context);
 
 // P^(-1/4) for a symmetric positive definite P.
-Matrix<double> inverse_fourth_root(const MatrixRef<double>& p);
+Matrix<double> inverse_fourth_root(const MatrixRef<double>& p, const Context& context);
 
 extern template std::unique_ptr<NewtonSchulz<float>> newton_schulz<float>(Index, Index);
 extern template std::unique_ptr<NewtonSchulz<double>> newton_schulz<double>(Index, Index);

@@ -5,6 +5,9 @@
 #include <stdexcept>
 #include <string>
 
+#include "dlnfast/product.hpp"
+#include "views.hpp"
+
 namespace dlnfast {
 namespace {
 
@@ -15,6 +18,20 @@ void check_settings(const Optimizer& optimizer, Index n_layers) {
   if (optimizer.iterations < 0) throw std::invalid_argument("iterations is negative");
   if (optimizer.rule != Rule::muon) return;
   require_length(static_cast<Index>(optimizer.direction_scale.size()), n_layers, "direction_scale");
+}
+
+// Adds G G^T to decay P and G^T G to decay Q; returns P^(-1/4) G Q^(-1/4). In double precision for all T.
+Matrix<double> precondition(const Matrix<double>& g, const MatrixRef<double>& left,
+                            const MatrixRef<double>& right, double decay, const Context& context) {
+  const MatrixRef<const double> gradient = view(g);
+  multiply<double>(1.0, gradient, Op::none, gradient, Op::transpose, decay, left, context);
+  multiply<double>(1.0, gradient, Op::transpose, gradient, Op::none, decay, right, context);
+  const Matrix<double> p = inverse_fourth_root(left, context);
+  const Matrix<double> q = inverse_fourth_root(right, context);
+  Matrix<double> half(g.rows(), g.cols()), whole(g.rows(), g.cols());
+  multiply<double>(view(p), Op::none, gradient, Op::none, half, context);
+  multiply<double>(view(half), Op::none, view(q), Op::none, whole, context);
+  return whole;
 }
 
 }  // namespace
@@ -68,7 +85,7 @@ void UpdateRule<T>::update(const Context& context) {
     switch (optimizer_.rule) {
       case Rule::nesterov: step_nesterov(layer, entries); break;
       case Rule::muon: step_muon(layer, entries, context); break;
-      case Rule::shampoo: step_shampoo(layer, entries); break;
+      case Rule::shampoo: step_shampoo(layer, entries, context); break;
     }
   }
 }
@@ -146,17 +163,11 @@ void UpdateRule<T>::orthogonalize(Layer& layer, const Entries& entries, const Co
 }
 
 template <class T>
-void UpdateRule<T>::step_shampoo(Layer& layer, const Entries& entries) {
+void UpdateRule<T>::step_shampoo(Layer& layer, const Entries& entries, const Context& context) {
   const double momentum = rates_.momentum_at(step_, layer.index);
   const Matrix<double> g = layer.gradient.map().template cast<double>();
-  auto left = layer.left_factor.map();
-  auto right = layer.right_factor.map();
-  left *= optimizer_.decay;
-  right *= optimizer_.decay;
-  left.noalias() += g * g.transpose();
-  right.noalias() += g.transpose() * g;
   const Matrix<double> direction =
-      inverse_fourth_root(layer.left_factor) * g * inverse_fourth_root(layer.right_factor);
+      precondition(g, layer.left_factor, layer.right_factor, optimizer_.decay, context);
   layer.gradient.map() = direction.template cast<T>();
   for (const auto& [i, multiplicity] : entries) {
     double& d = scalars_->gradient[i];

@@ -45,7 +45,7 @@ class UpdateRule {
 
   void step_nesterov(Layer& layer, const Entries& entries);
   void step_muon(Layer& layer, const Entries& entries, const Context& context);
-  void step_shampoo(Layer& layer, const Entries& entries);
+  void step_shampoo(Layer& layer, const Entries& entries, const Context& context);
   void orthogonalize(Layer& layer, const Entries& entries, const Context& context);
   void move(Layer& layer, const Entries& entries, double step, double shrink);
 

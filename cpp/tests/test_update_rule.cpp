@@ -74,7 +74,7 @@ void roots_are_inverse() {
     const Matrix<double> g = random_matrix<double>(n, n + 2);
     Matrix<double> p = g * g.transpose();
     p.diagonal().array() += 1e-2;
-    const Matrix<double> root = inverse_fourth_root(MatrixRef<double>(p));
+    const Matrix<double> root = inverse_fourth_root(MatrixRef<double>(p), Context{1, nullptr});
     const Matrix<double> square = root * root;
     const Matrix<double> product = square * p * square, one = Matrix<double>::Identity(n, n);
     CHECK_NEAR(distance(product, one), 0.0, 1e-9);

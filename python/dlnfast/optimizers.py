@@ -14,7 +14,7 @@ of `train`, and V(0) = 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Final
 
@@ -113,7 +113,7 @@ class Nesterov(Optimizer):
     name = "nesterov"
 
     def _check(self) -> None:
-        read_rate(self.momentum, "momentum (mu)", below=1.0)
+        _check_momentum(self.momentum)
 
 
 @dataclass(frozen=True)
@@ -167,12 +167,11 @@ class Muon(Optimizer):
     name = "muon"
 
     def _check(self) -> None:
-        read_rate(self.momentum, "momentum (mu)", below=1.0)
+        _check_momentum(self.momentum)
         check_flag(self.nesterov, "nesterov")
         check_choice(self.method, "method", ("newton-schulz", "polar"))
         check_count(self.steps, "steps of the iteration", minimum=0)
-        if len(per_layer(self.coefficients, "coefficients", None, minimum=-math.inf)) != 3:
-            raise ValueError(f"coefficients is {self.coefficients!r}; wanted three numbers")
+        _check_numbers(self.coefficients, "coefficients", 3, minimum=-math.inf)
         check_scale(self.epsilon, "epsilon", strict=True)
         if self.scale is not None:
             check_choice(self.scale, "scale", ("original", "match_rms_adamw"))
@@ -202,7 +201,9 @@ class SpectralSign(Optimizer):
     name = "spectral-sign"
 
     def _check(self) -> None:
-        read_rate(self.momentum, "momentum (mu)", below=1.0)
+        _check_momentum(self.momentum)
+        if self.rank_tolerance is not None:
+            check_scale(self.rank_tolerance, "rank_tolerance", below=1.0)
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ class Shampoo(Optimizer):
     def _check(self) -> None:
         check_scale(self.epsilon, "epsilon", strict=True)
         check_scale(self.decay, "decay", at_most=1.0)
-        read_rate(self.momentum, "momentum (mu)", below=1.0)
+        _check_momentum(self.momentum)
 
 
 @dataclass(frozen=True)
@@ -261,8 +262,7 @@ class Adam(Optimizer):
     is_entrywise = True
 
     def _check(self) -> None:
-        if len(per_layer(self.betas, "betas", None, below=1.0)) != 2:
-            raise ValueError(f"betas is {self.betas!r}; wanted two numbers")
+        _check_numbers(self.betas, "betas", 2, below=1.0)
         check_scale(self.epsilon, "epsilon")
 
 
@@ -354,3 +354,17 @@ def refuse_entrywise(rule: Optimizer) -> None:
             'the dense engine offers it; wanted engine="torch", or "gd", "nesterov", "muon", "spectral-sign" '
             'or "shampoo"'
         )
+
+
+def _check_momentum(momentum: PerLayer | Schedule) -> None:
+    """Raise for a momentum out of its range, or one that can be read only once."""
+    if isinstance(momentum, Iterator):
+        raise TypeError(f"momentum (mu) is {momentum!r}; wanted a number, a list or a Schedule")
+    read_rate(momentum, "momentum (mu)", below=1.0)
+
+
+def _check_numbers(values: Sequence[float], name: str, count: int, **bounds: Any) -> None:
+    """Raise unless these are so many numbers within the bounds, in a tuple or a list."""
+    if not isinstance(values, (tuple, list)) or len(values) != count:
+        raise ValueError(f"{name} is {values!r}; wanted a tuple of {count} numbers")
+    per_layer(list(values), name, None, **bounds)

@@ -153,7 +153,6 @@ def call_of_rule(rule, **settings):
 
 
 RULES = {
-    "GradientDescent": {},
     "Nesterov": {"momentum": 0.5},
     "Muon": {
         "momentum": 0.5,
@@ -421,6 +420,16 @@ CALLS = {
         make_run, "active_angles", layer=1, side="right", reference="limit"
     ),
     "Trajectory.active_singular_values": call_of_method(make_run, "active_singular_values", layer=1),
+    "Trajectory.end_to_end_singular_values": call_of_method(make_run, "end_to_end_singular_values", k=2),
+    "Trajectory.sharpness": call_of_method(make_run, "sharpness", k=1, tolerance=1e-6),
+    "Trajectory.train_kernel": call_of_method(make_run, "train_kernel", k=1, tolerance=1e-6),
+    "theory.power_iteration": call_of_function(
+        dln.theory.power_iteration,
+        problem=make_problem,
+        weights=lambda: dln.orthogonal([DIM] * 3, 0.1),
+        steps=3,
+        learning_rate=0.1,
+    ),
     "Trajectory.all_weights": call_of_method(make_run, "all_weights", step=3),
     "Trajectory.angles": call_of_method(make_run, "angles", layer=1, side="right", reference="limit"),
     "Trajectory.branch_values": call_of_method(make_tracked_run, "branch_values", layer=1),
