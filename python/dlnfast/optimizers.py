@@ -14,11 +14,18 @@ of `train`, and V(0) = 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Final
 
-from ._support.arrays import check_choice, check_count, check_flag, check_scale, per_layer
+from ._support.arrays import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_scale,
+    count_axes,
+    per_layer,
+)
 from ._support.errors import AssumptionError
 from ._support.schedule import PerLayer, Schedule, read_rate
 
@@ -52,7 +59,7 @@ class Optimizer:
     is_entrywise: ClassVar[bool] = False
 
     def checked(self) -> Optimizer:
-        """Return the same settings, or raise for one out of its range.
+        """Return the settings with every value in its type, or raise.
 
         Returns
         -------
@@ -63,11 +70,11 @@ class Optimizer:
         TypeError, ValueError
             For a setting that is not allowed; the message names it.
         """
-        self._check()
-        return self
+        return replace(self, **self._read())
 
-    def _check(self) -> None:
-        """Raise for a setting out of its range."""
+    def _read(self) -> dict[str, Any]:
+        """Return the settings with every value in its type, or raise for one out of its range."""
+        return {}
 
     def to_dict(self) -> dict[str, Any]:
         """Return name and settings, in values that JSON and TOML know.
@@ -112,8 +119,8 @@ class Nesterov(Optimizer):
     momentum: PerLayer | Schedule = 0.9
     name = "nesterov"
 
-    def _check(self) -> None:
-        _check_momentum(self.momentum)
+    def _read(self) -> dict[str, Any]:
+        return {"momentum": _read_momentum(self.momentum)}
 
 
 @dataclass(frozen=True)
@@ -166,17 +173,18 @@ class Muon(Optimizer):
     rank_tolerance: float | None = None
     name = "muon"
 
-    def _check(self) -> None:
-        _check_momentum(self.momentum)
-        check_flag(self.nesterov, "nesterov")
-        check_choice(self.method, "method", ("newton-schulz", "polar"))
-        check_count(self.steps, "steps of the iteration", minimum=0)
-        _check_numbers(self.coefficients, "coefficients", 3, minimum=-math.inf)
-        check_scale(self.epsilon, "epsilon", strict=True)
+    def _read(self) -> dict[str, Any]:
         if self.scale is not None:
             check_choice(self.scale, "scale", ("original", "match_rms_adamw"))
-        if self.rank_tolerance is not None:
-            check_scale(self.rank_tolerance, "rank_tolerance", below=1.0)
+        check_choice(self.method, "method", ("newton-schulz", "polar"))
+        return {
+            "momentum": _read_momentum(self.momentum),
+            "nesterov": check_flag(self.nesterov, "nesterov"),
+            "steps": check_count(self.steps, "steps of the iteration", minimum=0),
+            "coefficients": _read_numbers(self.coefficients, "coefficients", 3, minimum=-math.inf),
+            "epsilon": check_scale(self.epsilon, "epsilon", strict=True),
+            "rank_tolerance": _read_rank_tolerance(self.rank_tolerance),
+        }
 
 
 @dataclass(frozen=True)
@@ -200,10 +208,11 @@ class SpectralSign(Optimizer):
     rank_tolerance: float | None = None
     name = "spectral-sign"
 
-    def _check(self) -> None:
-        _check_momentum(self.momentum)
-        if self.rank_tolerance is not None:
-            check_scale(self.rank_tolerance, "rank_tolerance", below=1.0)
+    def _read(self) -> dict[str, Any]:
+        return {
+            "momentum": _read_momentum(self.momentum),
+            "rank_tolerance": _read_rank_tolerance(self.rank_tolerance),
+        }
 
 
 @dataclass(frozen=True)
@@ -236,10 +245,12 @@ class Shampoo(Optimizer):
     momentum: PerLayer | Schedule = 0.0
     name = "shampoo"
 
-    def _check(self) -> None:
-        check_scale(self.epsilon, "epsilon", strict=True)
-        check_scale(self.decay, "decay", at_most=1.0)
-        _check_momentum(self.momentum)
+    def _read(self) -> dict[str, Any]:
+        return {
+            "epsilon": check_scale(self.epsilon, "epsilon", strict=True),
+            "decay": check_scale(self.decay, "decay", at_most=1.0),
+            "momentum": _read_momentum(self.momentum),
+        }
 
 
 @dataclass(frozen=True)
@@ -261,9 +272,11 @@ class Adam(Optimizer):
     name = "adam"
     is_entrywise = True
 
-    def _check(self) -> None:
-        _check_numbers(self.betas, "betas", 2, below=1.0)
-        check_scale(self.epsilon, "epsilon")
+    def _read(self) -> dict[str, Any]:
+        return {
+            "betas": _read_numbers(self.betas, "betas", 2, below=1.0),
+            "epsilon": check_scale(self.epsilon, "epsilon"),
+        }
 
 
 @dataclass(frozen=True)
@@ -356,15 +369,18 @@ def refuse_entrywise(rule: Optimizer) -> None:
         )
 
 
-def _check_momentum(momentum: PerLayer | Schedule) -> None:
-    """Raise for a momentum out of its range, or one that can be read only once."""
-    if isinstance(momentum, Iterator):
-        raise TypeError(f"momentum (mu) is {momentum!r}; wanted a number, a list or a Schedule")
-    read_rate(momentum, "momentum (mu)", below=1.0)
+def _read_momentum(momentum: PerLayer | Schedule) -> PerLayer | Schedule:
+    if isinstance(momentum, Schedule):
+        return momentum
+    values: list[float] = read_rate(momentum, "momentum (mu)", below=1.0).tolist()
+    return values[0] if count_axes(momentum, "momentum (mu)") == 0 else values
 
 
-def _check_numbers(values: Sequence[float], name: str, count: int, **bounds: Any) -> None:
-    """Raise unless these are so many numbers within the bounds, in a tuple or a list."""
+def _read_rank_tolerance(tolerance: float | None) -> float | None:
+    return None if tolerance is None else check_scale(tolerance, "rank_tolerance", below=1.0)
+
+
+def _read_numbers(values: Sequence[float], name: str, count: int, **bounds: Any) -> tuple[float, ...]:
     if not isinstance(values, (tuple, list)) or len(values) != count:
         raise ValueError(f"{name} is {values!r}; wanted a tuple of {count} numbers")
-    per_layer(list(values), name, None, **bounds)
+    return tuple(per_layer(list(values), name, None, **bounds).tolist())
