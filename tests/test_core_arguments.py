@@ -288,6 +288,8 @@ COMMON_CHANGES = [
     ({"compensation": [np.zeros((2, 2))] * 3}, ValueError, "compensation"),
     ({"compensation": [np.zeros((2, 2), np.float32)] * 2}, TypeError, r"compensation\[0\] has dtype float32"),
     ({"compensation": [freeze(np.zeros((2, 2)))] * 2}, ValueError, r"compensation\[0\] is read-only"),
+    ({"left_factors": [np.eye(2)]}, ValueError, "left_factors has 1 values; wanted 2"),
+    ({"right_factors": [np.eye(2), np.eye(3)]}, ValueError, r"right_factors\[1\] has shape"),
     ({"power_vectors": [np.zeros(2)]}, ValueError, "power_vectors"),
     ({"power_vectors": [np.zeros(3), np.zeros(2)]}, ValueError, r"power_vectors\[0\] has 3 values; wanted 2"),
     ({"counts": freeze(np.zeros(5, np.int64))}, ValueError, "counts is read-only"),

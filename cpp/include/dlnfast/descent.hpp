@@ -100,6 +100,17 @@ void check_state(const OptimizerState<T>& state, const std::vector<MatrixRef<T>>
   };
   check(state.velocity, "velocity");
   check(state.compensation, "compensation");
+  const auto check_factors = [&](const std::vector<MatrixRef<double>>& list, bool of_rows,
+                                 const std::string& name) {
+    if (list.empty()) return;
+    require_length(static_cast<Index>(list.size()), n, name);
+    for (std::size_t l = 0; l < list.size(); ++l) {
+      const Index side = of_rows ? weights[l].rows : weights[l].cols;
+      require_shape(list[l], side, side, name + "[" + std::to_string(l) + "]");
+    }
+  };
+  check_factors(state.left_factors, true, "left_factors");
+  check_factors(state.right_factors, false, "right_factors");
   if (state.power_vectors.empty()) return;
   require_length(static_cast<Index>(state.power_vectors.size()), n, "power_vectors");
   for (std::size_t l = 0; l < weights.size(); ++l) {
@@ -284,8 +295,8 @@ Index n_losses(const Schedule& schedule);
 // As n_records, for records at multiples of `every` only.
 Index n_multiples(const Schedule& schedule, Index every);
 
-// Sets the counts to zero. Throws ShapeError where an array is too small for the run.
-// Throws ShapeError as well where a table of rates does not have one row for each step.
+// Sets the counts to zero. Throws ShapeError where an array is too small for the run, or a table of
+// rates does not have one row for each step.
 Progress start_progress(const ProgressArrays& arrays, const Schedule& schedule, const Rates& rates);
 
 // Networks up to this width are computed in registers and the first-level cache, with compensated

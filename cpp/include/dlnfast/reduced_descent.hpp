@@ -31,7 +31,8 @@ class ReducedDescent final : public Stepper {
   // `cores` holds C_1(0) .. C_L(0), C_l of shape a_l x a_{l-1}; the stepper overwrites it. Widths
   // up to 32 use kernels of fixed size, padded with zeros, which gradient descent preserves
   // exactly. `scalars` (3 x n, 4 x n for shampoo, or absent) holds the state of the scalars of all
-  // families: rows for rho, velocity, compensation (Kahan) and the factor of shampoo. `store` writes the cores and these scalars.
+  // families: rows for rho, velocity, compensation (Kahan) and the factor of shampoo. `store` writes
+  // the cores and these scalars.
   ReducedDescent(std::vector<MatrixRef<T>> cores, const Objective<T>& objective,
                  std::vector<Family> families, const Rates& rates, const Context& context,
                  const OptimizerState<T>& state = {}, MatrixRef<double> scalars = {});
