@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.interruption import StopTraining, stop_at
 from tolerances import tolerance
 
 import dlnfast as dln
@@ -96,16 +97,9 @@ def test_interrupted_runs_resume_bit_for_bit(rule, tmp_path):
     }
     whole = dln.train(problem, weights, **options)
 
-    class Stop(Exception):
-        pass
-
-    def stop(step, loss):
-        if step == 17:
-            raise Stop
-
     folder = dln.Checkpoint(tmp_path / "run", every=5)
-    with pytest.raises(Stop):
-        dln.train(problem, weights, **options, checkpoint=folder, record=dln.Record(callback=stop))
+    with pytest.raises(StopTraining):
+        dln.train(problem, weights, **options, checkpoint=folder, record=dln.Record(callback=stop_at(17)))
     resumed = dln.resume(tmp_path / "run")
     np.testing.assert_array_equal(whole.loss, resumed.loss)
     for a, b in zip(whole.all_weights(), resumed.all_weights(), strict=True):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.interruption import StopTraining, stop_at
 from helpers.problems import draw_low_rank_target
 from tolerances import tolerance
 
@@ -268,18 +269,11 @@ def test_interrupted_runs_resume_bit_for_bit(name, engine, tmp_path):
     options = {**rates, "optimizer": optimizer, "engine": engine}
     whole = dln.train(problem, weights, steps=40, n_threads=1, **options)
 
-    class Stop(Exception):
-        pass
-
-    def stop(step, loss):
-        if step == 17:
-            raise Stop
-
     folder = dln.Checkpoint(tmp_path / "run", every=5)
-    with pytest.raises(Stop):
+    with pytest.raises(StopTraining):
         dln.train(
             problem, weights, steps=40, n_threads=1, **options, checkpoint=folder,
-            record=dln.Record(callback=stop),
+            record=dln.Record(callback=stop_at(17)),
         )  # fmt: skip
     resumed = dln.resume(tmp_path / "run")
     np.testing.assert_array_equal(whole.loss, resumed.loss)

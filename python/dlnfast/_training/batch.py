@@ -581,7 +581,14 @@ def _trajectory(plan: Plan, result: _Result, seconds: float) -> Trajectory:
     return Trajectory(
         steps=steps,
         loss=result.loss,
-        states=reduced_states(request, plan.space, result.cores, result.rho),
+        states=reduced_states(
+            plan.space,
+            request.weights,
+            request.problem,
+            request.n_values,
+            cores=result.cores,
+            rho=result.rho,
+        ),
         certificate=plan.certificate,
         problem=request.problem,
         config=request.describe("reduced", result.outcome),

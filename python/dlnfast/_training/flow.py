@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from .._closure.certificate import Certificate
-from .._closure.operators import ExplicitLayers
 from .._closure.subspaces import Closure
 from .._problem.low_rank import LowRank
 from .._problem.problem import Problem, check_problem
@@ -43,6 +42,7 @@ from .._weights.checks import check_initial, require_arrays
 from .._weights.implicit import ImplicitWeights
 from .callbacks import CallbackState, bind_state
 from .choice import choose_engine
+from .jobs import reduced_objective, reduced_states
 from .options import PerLayer, Record
 from .request import Weights
 
@@ -324,16 +324,7 @@ class _SmallModel(_Model):
     ) -> None:
         scalars = [rho for family in space.families for rho in family.rho]
         layers = [layer for family in space.families for layer in range(family.first - 1, family.last)]
-        objective: types.Objective = {
-            "target": space.target,
-            "input_gram": space.input_gram,
-            "input_factor": space.input_factor,
-            "factor_target": space.factor_target,
-            "loss_scale": problem.loss_scale,
-            "loss_floor": problem.loss_floor,
-            "observed": None,
-            "measurements": None,
-        }
+        objective = reduced_objective(space, problem)
         super().__init__(space.cores, decay, objective, 1, np.array(scalars, dtype=np.float64), decay[layers])
         self._problem, self._weights, self._space, self._n_values = problem, weights, space, record.n_values
         self._records = np.empty((n_times, len(self.initial)))
@@ -367,17 +358,13 @@ class _SmallModel(_Model):
             records[:, begin : begin + rows * columns].reshape(len(records), rows, columns).copy()
             for begin, (rows, columns) in zip(self._bounds, self.shapes, strict=False)
         )
-        weights = self._weights
-        return ReducedStates(
-            bases=self._space.bases,
+        return reduced_states(
+            self._space,
+            self._weights,
+            self._problem,
+            self._n_values,
             cores=cores,
-            families=self._space.families,
             rho=records[:, self._bounds[-1] :].copy(),
-            target=self._space.target,
-            input_gram=self._space.input_gram,
-            layers=weights if isinstance(weights, ImplicitWeights) else ExplicitLayers(weights),
-            n_values=self._n_values,
-            loss_scale=self._problem.loss_scale,
         )
 
 

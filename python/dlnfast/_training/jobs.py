@@ -16,6 +16,7 @@ import numpy.typing as npt
 from .._closure.certificate import Certificate
 from .._closure.operators import ExplicitLayers
 from .._closure.subspaces import Closure, factors_within
+from .._problem.kinds import AnyProblem
 from .._problem.problem import Problem
 from .._problem.samples import SampleProblem
 from .._support.arrays import FloatArray, aligned_copy
@@ -33,7 +34,7 @@ from ..optimizers import Shampoo
 from .callbacks import Callback, CallbackState, bind_state
 from .options import Options
 from .rates import divergence_text
-from .request import Request
+from .request import Request, Weights
 from .rules import core_rule
 
 if TYPE_CHECKING:
@@ -266,14 +267,7 @@ class ReducedJob(CoreJob):
         values: types.ReducedArguments = {
             **arguments,
             **self.optimizer.arguments(),
-            "target": space.target,
-            "input_gram": space.input_gram,
-            "input_factor": space.input_factor,
-            "factor_target": space.factor_target,
-            "loss_scale": self.request.problem.loss_scale,
-            "loss_floor": self.request.problem.loss_floor,
-            "observed": None,
-            "measurements": None,
+            **reduced_objective(space, self.request.problem),
             "families": [
                 {"first": f.first - 1, "multiplicity": f.multiplicity, "coupling": f.coupling, "rho": f.rho}
                 for f in space.families
@@ -289,10 +283,16 @@ class ReducedJob(CoreJob):
         cores = {f"weight_{i}": core_ for i, core_ in enumerate(self.cores)}
         return cores | {"scalars": self.scalars} | self.optimizer.arrays()
 
+    def _reduced_states(self, cores: tuple[FloatArray, ...], rho: npt.NDArray[np.float64]) -> ReducedStates:
+        request = self.request
+        return reduced_states(
+            self.space, request.weights, request.problem, request.n_values, cores=cores, rho=rho
+        )
+
     def states(self, outputs: Outputs, complete: bool) -> ReducedStates:
         n = outputs.n_records
         cores = tuple(records[:n] for records in self.core_records)
-        return reduced_states(self.request, self.space, cores, self.rho_records[:n])
+        return self._reduced_states(cores, self.rho_records[:n])
 
     def current_states(self, outputs: Outputs) -> tuple[ReducedStates, npt.NDArray[np.int64]]:
         """Return the states of step 0, from which layers are reconstructed, and of the newest record."""
@@ -304,7 +304,7 @@ class ReducedJob(CoreJob):
         initial = [rho for family in self.space.families for rho in family.rho]
         rho = np.stack([np.array(initial, dtype=np.float64), self.rho_records[newest]])
         steps = np.array([0, outputs.record_steps[newest]], dtype=np.int64)
-        return reduced_states(self.request, self.space, cores, rho), steps
+        return self._reduced_states(cores, rho), steps
 
     @cached_property
     def _initial_cores(self) -> list[FloatArray]:
@@ -315,11 +315,30 @@ class ReducedJob(CoreJob):
         return [bases[i + 1].T @ multiply(weight, bases[i]) for i, weight in enumerate(weights)]
 
 
+def reduced_objective(space: Closure, problem: AnyProblem) -> types.Objective:
+    """Return the small problem of the cores, for the core."""
+    return {
+        "target": space.target,
+        "input_gram": space.input_gram,
+        "input_factor": space.input_factor,
+        "factor_target": space.factor_target,
+        "loss_scale": problem.loss_scale,
+        "loss_floor": problem.loss_floor,
+        "observed": None,
+        "measurements": None,
+    }
+
+
 def reduced_states(
-    request: Request, space: Closure, cores: tuple[FloatArray, ...], rho: npt.NDArray[np.float64]
+    space: Closure,
+    weights: Weights,
+    problem: AnyProblem,
+    n_values: int | None,
+    *,
+    cores: tuple[FloatArray, ...],
+    rho: npt.NDArray[np.float64],
 ) -> ReducedStates:
     """Return the records of a reduced run, together with its initial layers."""
-    weights = request.weights
     return ReducedStates(
         bases=space.bases,
         cores=cores,
@@ -328,8 +347,8 @@ def reduced_states(
         target=space.target,
         input_gram=space.input_gram,
         layers=weights if isinstance(weights, ImplicitWeights) else ExplicitLayers(weights),
-        n_values=request.n_values,
-        loss_scale=request.problem.loss_scale,
+        n_values=n_values,
+        loss_scale=problem.loss_scale,
     )
 
 
