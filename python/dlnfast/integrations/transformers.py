@@ -24,6 +24,7 @@ import torch
 
 from .._support.arrays import check_path
 from .._support.files import atomic_file
+from ..torch._state_files import read_state_file
 from ..torch.layers import LayerChoice
 from ._spectra import Spectra
 
@@ -112,7 +113,7 @@ class SpectralCallback(Spectra, TrainerCallback):  # type: ignore[misc, unused-i
                 reasons.append(f"{path} is not there")
                 continue
             try:
-                self.tracker.load_state_dict(torch.load(path, weights_only=True))
+                self.tracker.load_state_dict(read_state_file(path, "the records of a tracker"))
             except ValueError as error:
                 if path.parent == self._resume_from:  # the user has chosen this file
                     raise

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -20,13 +19,14 @@ from torch import nn
 
 from .._support.arrays import check_choice, check_count, check_path, check_scale
 from .._support.checkpoint import State
-from .._support.checksums import add_state_checksum, check_state_checksum
+from .._support.checksums import add_state_checksum
 from .._support.errors import DivergedError
-from .._support.files import Arrays, atomic_file, is_machine_error
+from .._support.files import Arrays, atomic_file
 from .._support.moved import refuse_moved
 from .._training.resumable import ResumableWork, run_resumable
 from ._devices import find_device
 from ._names import match_names
+from ._state_files import read_state_file
 from .images import Batches, Samples, derive_pass_seed
 from .statistics import check_labels, find_float64_device
 from .track import SpectralTracker
@@ -646,17 +646,9 @@ class _StateFile:
     def newest(self) -> State | None:
         if not self.exists:
             return None
-        try:
-            content = torch.load(self.path, map_location=self._device, weights_only=True)
-            description = content.get("description") if isinstance(content, dict) else None
-            if not isinstance(description, dict):
-                raise TypeError("it has other content")
-            check_state_checksum(content)
-        except _UNREADABLE as error:
-            if is_machine_error(error):
-                raise
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"{self.path} cannot be read as a checkpoint of a Trainer: {reason}") from error
+        content = read_state_file(self.path, "a checkpoint of a Trainer", device=self._device)
+        if not isinstance(content.get("description"), dict):
+            raise ValueError(f"{self.path} cannot be read as a checkpoint of a Trainer: it has other content")
         return State(len(content["history"]["loss"]), 0.0, {}, content)
 
     def write_state(self, state: State) -> None:
@@ -676,18 +668,6 @@ class _StateFile:
     def end(self, outcome: Mapping[str, Any]) -> None: ...
     def tidy(self) -> None: ...
     def write_records(self, step: int, arrays: Arrays, metadata: Mapping[str, Any] | None = None) -> None: ...
-
-
-#: Errors of torch.load for files that are damaged, or have other content.
-_UNREADABLE: Final = (
-    RuntimeError,
-    OSError,
-    EOFError,
-    pickle.UnpicklingError,
-    TypeError,
-    KeyError,
-    ValueError,
-)
 
 
 def _make_optimizer(
