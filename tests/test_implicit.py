@@ -675,6 +675,106 @@ def test_runs_can_be_saved(tmp_path):
     np.testing.assert_array_equal(again.weights(2, 20), run.weights(2, 20))
 
 
+def test_the_same_frames_give_the_same_closure_after_other_queries():
+    weights = ImplicitWeights([9] * 4, 0.5, seed=3)
+    right, left = frame(9, 2, seed=1), frame(9, 2, seed=2)
+    first = weights.close(right, left, 9)
+    assert weights.is_determined_by(right, left)
+    weights.dense(2)
+    again = weights.close(right.copy(), left.copy(), 9)
+    assert again.dims == first.dims == (4, 4, 4, 4)
+    for one, other in zip(again.cores, first.cores, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert weights.is_determined_by(right, left)
+    assert not weights.is_determined_by(left, right)
+    # Another closure holds all that is known by then.
+    assert weights.close(left, right, 9).dims == (9, 9, 9, 9)
+
+
+#: Queries before a run, and whether the seed alone gives the layers of the run.
+EARLIER_QUERIES = {
+    "none": (lambda weights, problem: None, True),
+    "the same run": (lambda weights, problem: run_of(problem, weights), True),
+    "the same run, read": (lambda weights, problem: run_of(problem, weights).weights(2), True),
+    "a product": (lambda weights, problem: weights.apply(2, np.ones((12, 1))), False),
+    "another target": (lambda weights, problem: run_of(dln.low_rank_recovery(12, 2, seed=5), weights), False),
+}
+
+
+def run_of(problem, weights, **more):
+    return dln.train(problem, weights, learning_rate=0.1, steps=5, n_threads=1, **more)
+
+
+@pytest.mark.parametrize("queries", EARLIER_QUERIES)
+def test_runs_of_weights_with_earlier_queries_are_saved_and_resumed(tmp_path, queries):
+    problem = dln.low_rank_recovery(12, 2)
+    weights = dln.orthogonal([12] * 4, 0.3, seed=1, implicit=True)
+    earlier, is_of_seed = EARLIER_QUERIES[queries]
+    earlier(weights, problem)
+    first = run_of(problem, weights, checkpoint=tmp_path / "run")
+    for run in (first, run_of(problem, weights, checkpoint=tmp_path / "run")):
+        np.testing.assert_array_equal(run.loss, first.loss)
+        np.testing.assert_allclose(run.weights(2, 0), weights.dense(2), rtol=0, atol=tolerance(float, 12))
+    for whole in (True, False):
+        first.save(tmp_path / "run.npz", weights=whole)
+        loaded = dln.load(tmp_path / "run.npz")
+        np.testing.assert_array_equal(loaded.active_singular_values(2), first.active_singular_values(2))
+        if whole or is_of_seed:
+            np.testing.assert_allclose(loaded.weights(2), first.weights(2), rtol=0, atol=tolerance(float, 12))
+    if is_of_seed:
+        np.testing.assert_array_equal(dln.resume(tmp_path / "run").loss, first.loss)
+    else:
+        assert dln.load(tmp_path / "run").states.initial_weights() is None
+        with pytest.raises(ValueError, match=r"does not hold W\(0\): the weights were lazily sampled"):
+            dln.resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize("call", ["train", "train_batch"])
+def test_folders_of_other_seeds_and_earlier_queries_are_refused(tmp_path, call):
+    problem = dln.low_rank_recovery(12, 2)
+
+    def run(seed, *, query=False):
+        weights = dln.orthogonal([12] * 4, 0.3, seed=seed, implicit=True)
+        if query:
+            weights.apply(2, np.ones((12, 1)))
+        options = {"learning_rate": 0.1, "steps": 5, "n_threads": 1, "checkpoint": tmp_path / "run"}
+        if call == "train_batch":
+            return dln.train_batch(problem, [weights], **options)[0]
+        return dln.train(problem, weights, **options)
+
+    loss = run(1).loss
+    np.testing.assert_array_equal(run(1).loss, loss)
+    for other in (lambda: run(2), lambda: run(1, query=True)):
+        with pytest.raises(ValueError, match="holds another"):
+            other()
+
+
+def test_folders_of_version_0_1_0_are_compared_by_their_distribution(tmp_path, monkeypatch):
+    from dlnfast._training.checkpointed import CheckpointedRun
+
+    problem = dln.low_rank_recovery(12, 2)
+    with monkeypatch.context() as patch:  # identities of 0.1.0 did not depend on the seed
+        patch.setattr(CheckpointedRun, "_is_former_folder", lambda self, law: True)
+        weights = dln.orthogonal([12] * 4, 0.3, seed=1, implicit=True)
+        first = run_of(problem, weights, checkpoint=tmp_path / "run")
+    same, other = (dln.orthogonal([12] * 4, 0.3, seed=seed, implicit=True) for seed in (1, 2))
+    np.testing.assert_array_equal(run_of(problem, same, checkpoint=tmp_path / "run").loss, first.loss)
+    np.testing.assert_array_equal(dln.resume(tmp_path / "run").loss, first.loss)
+    with pytest.raises(ValueError, match="holds another run"):
+        run_of(problem, other, checkpoint=tmp_path / "run")
+
+
+def test_a_run_too_wide_to_save_its_layers_says_so(tmp_path):
+    problem = dln.low_rank_recovery(20_000, 1)
+    weights = dln.orthogonal([20_000] * 3, 0.3, seed=1, implicit=True)
+    weights.apply(1, np.ones((20_000, 1)))
+    run = dln.train(problem, weights, learning_rate=0.1, steps=2)
+    with pytest.raises(MemoryError, match=r"layer 1 is 20000 x 20000 .* save\(path, weights=False\)"):
+        run.save(tmp_path / "run.npz", weights=True)
+    run.save(tmp_path / "run.npz", weights=False)
+    np.testing.assert_array_equal(dln.load(tmp_path / "run.npz").loss, run.loss)
+
+
 def test_operations_that_need_explicit_layers_are_refused():
     problem = dln.Problem(draw_low_rank_target(40, 40, rank=2))
     lazy_weights = dln.orthogonal([40] * 4, 0.5, implicit=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -15,6 +16,15 @@ from .family import Family
 
 #: Largest number of entries of an array that `LayerOperator.dense` samples.
 _MAX_ENTRIES = 10**8
+
+
+def check_sampled_size(layer: int, shape: tuple[int, int], instead: str) -> None:
+    """Raise a MemoryError if a lazily sampled layer has more than `_MAX_ENTRIES` entries.
+
+    `instead` says what the user should do.
+    """
+    if math.prod(shape) > _MAX_ENTRIES:
+        raise MemoryError(f"layer {layer} is {shape[0]} x {shape[1]} and lazily sampled; {instead}")
 
 
 class Layers(Protocol):
@@ -218,11 +228,9 @@ class LayerOperator:
         MemoryError
             If the weights are lazily sampled and the layer has more than `_MAX_ENTRIES` entries.
         """
-        if not isinstance(self._complement.layers, ExplicitLayers) and np.prod(self.shape) > _MAX_ENTRIES:
-            raise MemoryError(
-                f"layer {self._layer} is {self.shape[0]} x {self.shape[1]} and lazily sampled; use products, "
-                "columns, rows or entries of run.layer(layer, step)"
-            )
+        if not isinstance(self._complement.layers, ExplicitLayers):
+            instead = "use products, columns, rows or entries of run.layer(layer, step)"
+            check_sampled_size(self._layer, self.shape, instead)
         ratios = set(self._ratios.values())
         if len(ratios) > 1:
             return self._apply(np.eye(self.shape[1], dtype=self.dtype))

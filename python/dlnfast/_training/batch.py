@@ -346,7 +346,7 @@ class _BatchRun(ResumableWork):
                 own = {name.partition(":")[2]: a for name, a in arrays.items() if name.startswith(f"{n}:")}
                 request = self._plans[i].request
                 run = Trajectory.from_arrays(end["run"], own, request.problem)
-                if not isinstance(request.weights, ImplicitWeights):
+                if run.states.initial_weights() is None:
                     run.states = run.states.replace_initial_weights(request.weights)
             ends.append(End(end["outcome"], end["step"], end["layer"], run))
         return ends
@@ -355,7 +355,8 @@ class _BatchRun(ResumableWork):
 def _identity(plans: list[Plan], every: int | None) -> str:
     """Return the identity of a batch: problems, weights and settings of all runs."""
     arrays: Arrays = {}
-    runs, problems = [], dict[int, Any]()
+    runs: list[dict[str, Any]] = []
+    problems: dict[int, Any] = {}
     seen: dict[int, int] = {}
     for plan in plans:
         request = plan.request
@@ -370,7 +371,16 @@ def _identity(plans: list[Plan], every: int | None) -> str:
                     if known is not None:
                         problems[seen[id(part)]] = known
                 pair.append(seen[id(part)])
-        sampled = request.weights.describe() if isinstance(request.weights, ImplicitWeights) else None
+        sampled = None
+        if isinstance(request.weights, ImplicitWeights):
+            sampled = request.weights.describe()
+            assert isinstance(request.problem, Problem)
+            factors = request.problem.target_factors()
+            if not request.weights.is_determined_by(factors.V, factors.U):
+                # Earlier queries have determined numbers too.
+                arrays |= {
+                    f"cores of run {len(runs)}, {i}": core_ for i, core_ in enumerate(plan.space.cores)
+                }
         runs.append({**request.settings("reduced"), "holds": pair, "law": sampled})
     return compute_identity({"runs": runs, "problems": problems, "every": every}, arrays)
 

@@ -23,6 +23,7 @@ from .._support.progress import ProgressBar
 from .._trajectory.load import load_folder
 from .._trajectory.states import find_record
 from .._trajectory.trajectory import Trajectory
+from .._weights.implicit import ImplicitWeights
 from .callbacks import Callback, CallbackState, RecordCallback, bind_state, takes_state
 from .jobs import Outputs, ResumableJob, bind_callback, core_arguments, make_trajectory
 from .rates import divergence_text
@@ -61,14 +62,22 @@ class CheckpointedRun(ResumableWork):
         self.outputs = Outputs(request)
         self._resumed = False
         self._has_diverged = False
-        run, arrays = make_trajectory(job, request, certificate, self.outputs, "unfinished", 0.0).to_arrays()
+        start = make_trajectory(job, request, certificate, self.outputs, "unfinished", 0.0)
+        # Lazily sampled weights may be too large for a file.
+        run, arrays = start.to_arrays(weights=not isinstance(request.weights, ImplicitWeights))
         settings = request.settings(certificate.engine)
         # Problem and W(0) determine the invariant subspaces, up to rounding.
         other = ["basis_", "core_"]
         if request.default_weights_every is not None:  # which no setting asks for
             other.append("snapshots_")
         inputs = {name: array for name, array in arrays.items() if not name.startswith(tuple(other))}
-        self.folder = self.make_folder(checkpoint, settings | {"problem": run["problem"]}, inputs)
+        settings_of_identity = settings | {"problem": run["problem"]}
+        self.folder = self.make_folder(checkpoint, settings_of_identity, inputs)
+        if isinstance(request.weights, ImplicitWeights) and not self._is_former_folder(run["states"]["law"]):
+            settings_of_identity["law"] = request.weights.describe()
+            if run["states"]["law"] is None:  # earlier queries have determined numbers too
+                inputs |= {name: array for name, array in arrays.items() if name.startswith("core_")}
+            self.folder = self.make_folder(checkpoint, settings_of_identity, inputs)
         self._metadata = {
             "run": run,
             "settings": settings,
@@ -79,6 +88,17 @@ class CheckpointedRun(ResumableWork):
     def make_folder(self, checkpoint: Checkpoint, settings: dict[str, Any], inputs: Arrays) -> RunFolder:
         """Return the folder of the run with these settings and arrays."""
         return RunFolder(checkpoint.directory, compute_identity(settings, inputs))
+
+    def _is_former_folder(self, law: dict[str, Any] | None) -> bool:
+        """Return whether the folder has the same lazily sampled weights, in an identity without them.
+
+        The identities of version 0.1.0 did not depend on lazily sampled weights.
+        """
+        if not self.folder.exists:
+            return False
+        metadata, _ = RunFolder(self.folder.path).request()
+        found: object = metadata["run"]["states"].get("law")
+        return metadata["identity"] == self.folder.identity and law is not None and found == law
 
     def request(self) -> tuple[dict[str, Any], Arrays]:
         """Return problem, W(0) and settings, and the invariant subspaces of a reduced run."""
@@ -141,7 +161,7 @@ class CheckpointedRun(ResumableWork):
 
     def partial_result(self) -> Trajectory:
         """Return the trajectory in the folder."""
-        return load_folder(self.folder, self._request.problem)
+        return _load(self.folder, self._request)
 
     def _replay(self, original: RecordCallback, callback: Callback, begin: int) -> Callback:
         """Replay saved records to the original callback, and return the one for the remaining steps."""
@@ -176,9 +196,17 @@ class CheckpointedRun(ResumableWork):
             n_before += len(part["loss"])
 
 
+def _load(folder: RunFolder, request: Request) -> Trajectory:
+    """Load the run in a folder, with the caller's weights where a file cannot draw them again."""
+    run = load_folder(folder, request.problem)
+    if isinstance(request.weights, ImplicitWeights) and run.states.initial_weights() is None:
+        run.states = run.states.replace_initial_weights(request.weights)
+    return run
+
+
 def _read_finished(folder: RunFolder, request: Request) -> Trajectory:
     """Load a finished run, or raise the `DivergedError` that holds it."""
-    run = load_folder(folder, request.problem)
+    run = _load(folder, request)
     ending = folder.ending()
     assert ending is not None
     if ending["outcome"] == "diverged":

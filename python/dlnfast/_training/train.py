@@ -194,9 +194,15 @@ def resume(
         record=replace(options.record, progress=progress, callback=callback),
     )
     assert saved.problem is not None
+    weights = saved.states.initial_weights()
+    if weights is None:
+        raise ValueError(
+            f"directory: {folder.path} does not hold W(0): the weights were lazily sampled, and had answered "
+            "other queries before the run; resume it by train(..., checkpoint=...) with the same weights"
+        )
     return train(
         saved.problem,
-        saved.states.initial_weights(),
+        weights,
         **options.keywords(),
         checkpoint=Checkpoint(directory, **metadata["checkpoint"]),
     )

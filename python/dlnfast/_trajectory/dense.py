@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -93,7 +93,7 @@ class DenseStates(RecordedSpectra):
     def initial_weights(self) -> Any:
         return self.initial
 
-    def replace_initial_weights(self, weights: Sequence[FloatArray]) -> Self:
+    def replace_initial_weights(self, weights: Any) -> Self:
         return replace(self, initial=tuple(weights))
 
     def enclose(self, first: FloatArray, last: FloatArray, run: Run) -> Self:

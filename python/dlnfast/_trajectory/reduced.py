@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from .. import reference as plain
 from .._closure.family import Family
-from .._closure.operators import Complement, ExplicitLayers, LayerOperator, Layers
+from .._closure.operators import Complement, ExplicitLayers, LayerOperator, Layers, check_sampled_size
 from .._closure.sampled import resample
 from .._support.arrays import FloatArray, IntArray, as_matrix, check_count, check_scale
 from .._support.dispatch import core
@@ -259,8 +259,9 @@ class ReducedStates(States):
     def initial_weights(self) -> Any:
         return self.layers.weights if isinstance(self.layers, ExplicitLayers) else self.layers
 
-    def replace_initial_weights(self, weights: Sequence[FloatArray]) -> Self:
-        return replace(self, layers=ExplicitLayers(weights))
+    def replace_initial_weights(self, weights: Any) -> Self:
+        layers = weights if isinstance(weights, ImplicitWeights) else ExplicitLayers(weights)
+        return replace(self, layers=layers)
 
     def decouple(self, run: Run, *, with_inputs: bool) -> Iterator[DecoupledNetwork]:
         widths, n_layers = run.widths, len(self.cores)
@@ -335,8 +336,14 @@ class ReducedStates(States):
         arrays["core_target"] = self.target
         if self.input_gram is not None:
             arrays["core_gram"] = self.input_gram
-        held = self.layers.weights if isinstance(self.layers, ExplicitLayers) and weights else None
-        sampled = self.layers.describe() if isinstance(self.layers, ImplicitWeights) else None
+        sampled = self._describe_distribution(arrays.get("target_U"), arrays.get("target_V"))
+        held: tuple[FloatArray, ...] | None = None
+        if weights and isinstance(self.layers, ExplicitLayers):
+            held = self.layers.weights
+        elif weights and isinstance(self.layers, ImplicitWeights) and sampled is None:
+            for i, (cols, rows) in enumerate(itertools.pairwise(self.layers.widths), start=1):
+                check_sampled_size(i, (rows, cols), "save(path, weights=False) omits the layers")
+            held = tuple(self.layers.dense(i + 1) for i in range(len(self.cores)))
         return {
             "engine": self.layout,
             "law": sampled,
@@ -347,6 +354,12 @@ class ReducedStates(States):
             "n_values": self.n_values,
             "loss_scale": self.loss_scale,
         }
+
+    def _describe_distribution(self, U: FloatArray | None, V: FloatArray | None) -> dict[str, Any] | None:
+        """Return distribution and seed of lazily sampled layers, if these are enough to draw them again."""
+        if not isinstance(self.layers, ImplicitWeights) or U is None or V is None:
+            return None
+        return self.layers.describe() if self.layers.is_determined_by(V, U) else None
 
     @classmethod
     def unpack(cls, meta: Mapping[str, Any], arrays: Arrays, config: Mapping[str, Any]) -> Self:

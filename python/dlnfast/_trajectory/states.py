@@ -218,7 +218,7 @@ class States(ABC):
         """Return W(0) as `train` takes it; None where it is not known."""
         return None
 
-    def replace_initial_weights(self, weights: Sequence[FloatArray]) -> States:
+    def replace_initial_weights(self, weights: Any) -> States:
         """Return the states with W(0) of the caller, for files that do not hold it."""
         raise TypeError(f"{type(self).__name__} has no initial weights")
 

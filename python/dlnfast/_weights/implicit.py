@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,23 @@ class ImplicitClosure:
     right: FloatArray
     left: FloatArray
     closed: bool
+
+
+class _KnownClosure(NamedTuple):
+    """A closure that was found, for the same question later."""
+
+    right: FloatArray
+    left: FloatArray
+    closure: ImplicitClosure
+    #: Whether nothing had been queried before.
+    is_first: bool
+
+    def is_of(self, right: object, left: object) -> bool:
+        """Return whether the closure is that of these frames."""
+        return all(
+            mine is other or (isinstance(other, np.ndarray) and np.array_equal(mine, other))
+            for mine, other in ((self.right, right), (self.left, left))
+        )
 
 
 class ImplicitWeights:
@@ -155,6 +172,7 @@ class ImplicitWeights:
         ]
         self._frame_streams = _Streams(seed, ("implicit frame",))
         self._n_frames = 0
+        self._closures: list[_KnownClosure] = []
         self.seed = int(seed)
 
     def __len__(self) -> int:
@@ -220,20 +238,41 @@ class ImplicitWeights:
 
         Call this method before any other. Directions that are known from other queries become part of the
         closure, like columns of V and U; and if V or U is an array, all known directions at its node are
-        drawn.
+        drawn. The same arrays give the same closure again, whatever was queried since.
         """
         limits = self._limits(limit)
         frames = self._check_frame(0, right, "right"), self._check_frame(self.n_layers, left, "left")
+        known = next((known for known in self._closures if known.is_of(*frames)), None)
+        if known is not None and all(a <= b for a, b in zip(known.closure.dims, limits, strict=True)):
+            return known.closure
+        is_first = not any(node.count for node in self._nodes)
         first, last = self._add_frame(0, frames[0]), self._add_frame(self.n_layers, frames[1])
         closed = self._grow(limits)
         dims = tuple(node.count for node in self._nodes)
-        return ImplicitClosure(
+        closure = ImplicitClosure(
             dims,
             tuple(layer.core() for layer in self._layers) if closed else (),
             _pad_rows(first, dims[0]),
             _pad_rows(last, dims[-1]),
             closed,
         )
+        if closed and isinstance(frames[0], np.ndarray) and isinstance(frames[1], np.ndarray):
+            self._closures.append(_KnownClosure(frames[0], frames[1], closure, is_first))
+        return closure
+
+    def is_determined_by(self, right: FloatArray, left: FloatArray) -> bool:
+        """Return whether the first query was `close` with these frames, so that it draws the same again.
+
+        Parameters
+        ----------
+        right, left : ndarray, shapes (d_0, r) and (d_L, r')
+            V and U.
+
+        Returns
+        -------
+        bool
+        """
+        return bool(self._closures) and self._closures[0].is_first and self._closures[0].is_of(right, left)
 
     def _limits(self, limit: Callable[[int], int] | Sequence[int] | int) -> list[int]:
         n_nodes = self.n_layers + 1
