@@ -38,10 +38,11 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from .._support.arrays import check_choice, check_count, check_scale, random_generator
+from ..torch._gradients import Loss, find_leading_gradients
 from ..torch._names import named_layers, strip_wrapper_parts
 from ..torch._weight_use import WeightUse, find_weight_use
 from ..torch.deep_lora.files import make_target_expression
-from ..torch.deep_lora.gradient import Loss, draw_frames, find_leading_gradients, make_first_factors
+from ..torch.deep_lora.gradient import draw_frames, make_first_factors
 from ..torch.deep_lora.layers import DeepFactors, MergedWeight, find_obstacle, make_target
 
 __all__ = ["DeepLoraConfig", "DeepLoraModel", "initialize_from_gradients", "param_groups"]

@@ -12,8 +12,9 @@ except ModuleNotFoundError as error:
         "dlnfast.torch needs PyTorch, which is not installed: pip install torch", name="torch"
     ) from error
 
+from ._truncation import Truncation
 from .balance import balance
-from .deep_lora import DeepLoRA, Truncation
+from .deep_lora import DeepLoRA
 from .features import LayerMeasures, LayerOutputs, layer_outputs, measure_layers
 from .full_batch import Descent, descend
 from .images import Batches, ImageData, Samples, load_images

@@ -10,17 +10,19 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from .._support.arrays import FloatArray, as_matrix, check_choice, check_count
 from .._weights.widths import Scale
-from ._names import named_layers
-from ._reading import describe_computation, read_weight
-from ._weight_use import find_weight_use
 from .initial import draw_weights
-from .layers import LayerChoice, WeightMatrix, weight_matrices
-
-_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from .layers import LayerChoice
+from .low_rank.products import (
+    DeepProduct,
+    check_product_is_finite,
+    choose_weights,
+    install,
+    list_products,
+    uninstall,
+)
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -80,9 +82,10 @@ def overparameterize(
     -----
     Factor l is the parameter ``module.parametrizations.weight.original{l-1}``; `weight_matrices` calls it
     ``name.factors.l``. A convolution's weight (out, in, kh, kw) is the matrix (out, in kh kw). Biases do not
-    change. Every use of the weight multiplies the factors, in the order with the fewest flops;
-    ``torch.nn.utils.parametrize.cached()`` caches the product. Save the module by its state_dict: PyTorch can
-    load it into a model with the same `overparameterize` call.
+    change. Where that needs fewer flops, as for batches smaller than the width, the layer applies the factors
+    to its inputs one after the other; otherwise, and wherever the weight is read, the factors are multiplied,
+    in the order with the fewest flops, and ``torch.nn.utils.parametrize.cached()`` caches the product. Save
+    the module by its state_dict: PyTorch can load it into a model with the same `overparameterize` call.
 
     Balanced factors have equal nonzero singular values. Directions beyond the rank of W, including those of a
     larger inner width, are zero in all factors. There the gradient vanishes (a saddle point), and gradient
@@ -106,7 +109,7 @@ def overparameterize(
     check_choice(initial, "initial", ("balanced", "orthogonal"))
     if initial == "balanced" and scale is not None:
         raise ValueError(f'scale is {scale}, but initial is "balanced", which takes it from the weight')
-    chosen = _choose_weights(module, layers)
+    chosen = choose_weights(module, layers)
     products = []
     for number, matrix in enumerate(chosen):
         rows, columns = matrix.shape
@@ -116,15 +119,15 @@ def overparameterize(
                 raise ValueError(
                     f"weight matrix {matrix.name!r} is on the meta device, where weights have no values"
                 )
-            factors = _balance_factors(matrix.matrix(), widths, f"weight matrix {matrix.name!r}")
+            factors = balance_factors(matrix.matrix(), widths, f"weight matrix {matrix.name!r}")
         else:
             factors = draw_weights(
                 "orthogonal", widths, 1.0 if scale is None else scale, seed, number * n_factors
             )
         shape = matrix.module.get_parameter("weight").shape
-        products.append((matrix.module, DeepProduct(shape, widths, factors)))
+        products.append((matrix.module, DeepProduct(shape, factors, balance_factors)))
     for layer, product in products:
-        parametrize.register_parametrization(layer, "weight", product)
+        install(layer, product)
     return module
 
 
@@ -141,7 +144,8 @@ def collapse(module: _Module) -> _Module:
     Returns
     -------
     Module
-        The same module, with bit for bit the same outputs, and the original names in its state_dict.
+        The same module, with the original names in its state_dict. Its weight is bit for bit that of the
+        product; its outputs are the same up to rounding.
 
     Raises
     ------
@@ -154,104 +158,19 @@ def collapse(module: _Module) -> _Module:
     -----
     Cost: the products of the factors, O(L d^3) for each layer.
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module is {type(module).__name__}; wanted a torch.nn.Module")
-    deep = {name: layer for name, _, layer in named_layers(module) if _is_deep(layer)}
+    deep = list_products(module)
     if not deep:
         raise ValueError("module has no weight that is a product of factors: overparameterize makes them")
     for name, layer in deep.items():
-        product = read_weight(layer)
-        if not product.is_meta and not bool(torch.isfinite(product).all()):
-            raise ValueError(f"the product of the factors of layer {name!r} is not finite")
+        check_product_is_finite(name, layer)
     for layer in deep.values():
-        # PyTorch removes the property "weight" from the class, which copies of the layer share: give this
-        # layer a class of its own first.
-        kind = type(layer)
-        members = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
-        own = type(kind.__name__, kind.__bases__, members)
-        layer.__class__ = own  # pyright: ignore[reportAttributeAccessIssue]
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-        weight: torch.Tensor = layer.weight  # type: ignore[assignment]
-        # PyTorch makes a product of frozen factors a buffer. Make it a parameter, and the first one, to
-        # restore the original order of the parameters.
-        del layer.weight
-        others = dict(layer._parameters)
-        layer._parameters.clear()
-        layer.register_parameter("weight", nn.Parameter(weight, weight.requires_grad))
-        layer._parameters.update(others)
+        uninstall(layer)
     return module
 
 
-class DeepProduct(nn.Module):
-    """Parametrization of a layer's weight as the product ``W_L .. W_1`` of factors.
-
-    Assigning to the weight of the layer assigns balanced factors.
-    """
-
-    #: Marks this class for `weight_matrices`, whose module cannot import it.
-    is_deep_product = True
-
-    def __init__(self, shape: torch.Size, widths: Sequence[int], factors: Sequence[FloatArray]) -> None:
-        super().__init__()
-        self.shape = shape
-        self.widths = list(widths)
-        self._start: Sequence[FloatArray] | None = factors
-
-    def forward(self, *factors: torch.Tensor) -> torch.Tensor:
-        """Return the weight."""
-        # multi_dot chooses the order with the fewest flops.
-        product: torch.Tensor = torch.linalg.multi_dot(factors[::-1])
-        return product.reshape(self.shape)
-
-    def right_inverse(self, weight: torch.Tensor) -> list[torch.Tensor]:
-        """Return the initial factors at the first call, and balanced factors of `weight` at later calls."""
-        factors, self._start = self._start, None
-        if factors is None:
-            matrix = weight.detach().reshape(weight.shape[0], -1)
-            factors = _balance_factors(matrix, self.widths, "the weight")
-        return [torch.tensor(factor, dtype=weight.dtype, device=weight.device) for factor in factors]
-
-    def extra_repr(self) -> str:
-        """Return the widths."""
-        return " -> ".join(map(str, self.widths))
-
-
-def _choose_weights(module: nn.Module, layers: LayerChoice) -> list[WeightMatrix]:
-    """Return the chosen weights, after a check that all of them can become products."""
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module is {type(module).__name__}; wanted a torch.nn.Module")
-    chosen = weight_matrices(module, layers)
-    if layers is None:
-        chosen = [matrix for matrix in chosen if isinstance(matrix.module, _PLAIN)]
-        if not chosen:
-            raise ValueError(f"module ({type(module).__name__}) has no linear or convolutional layer")
-    use = find_weight_use(module)
-    for matrix in chosen:
-        if not isinstance(matrix.module, _PLAIN) or matrix.attribute != "weight":
-            kind = type(matrix.module).__name__
-            raise TypeError(f"layers: {matrix.name!r} is of a {kind}; wanted a linear or convolutional layer")
-        if (computation := describe_computation(matrix.module)) is not None:
-            raise ValueError(
-                f"weight matrix {matrix.name!r} is a product of factors already: collapse makes it plain"
-                if _is_deep(matrix.module)
-                else f"weight matrix {matrix.name!r} has another parametrization: it is computed by "
-                f"{computation}; wanted a plain weight"
-            )
-        if sharing := use.sharing.get(id(matrix.module)):
-            raise ValueError(
-                f"weight matrix {matrix.name!r} is shared with {', '.join(map(repr, sharing))}; factors "
-                "would separate them"
-            )
-    return chosen
-
-
-def _is_deep(layer: nn.Module) -> bool:
-    if not parametrize.is_parametrized(layer, "weight"):
-        return False
-    return isinstance(layer.parametrizations["weight"][0], DeepProduct)  # type: ignore[index]
-
-
-def _balance_factors(weight: torch.Tensor, widths: Sequence[int], name: str) -> list[FloatArray]:
+def balance_factors(
+    weight: torch.Tensor, widths: Sequence[int], name: str = "the weight"
+) -> list[FloatArray]:
     """Return ``W_1 .. W_L`` with ``W_{l+1}^T W_{l+1} = W_l W_l^T`` and the product `weight`."""
     matrix = as_matrix(weight.to("cpu", torch.float64).numpy(), name)
     left, values, right_t = np.linalg.svd(matrix, full_matrices=False)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
-from .adapter import DeepLoRA, Truncation
+from .._truncation import Truncation
+from .adapter import DeepLoRA
 
 __all__ = ["DeepLoRA", "Truncation"]

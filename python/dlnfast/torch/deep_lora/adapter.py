@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -17,10 +16,12 @@ from torch import nn
 from ..._config.finetuning import INITS
 from ..._support.arrays import check_choice, check_count, check_scale, random_generator
 from ..._support.errors import ShapeError
+from .._gradients import Loss, find_leading_gradients
+from .._truncation import Truncation, TruncationRule
 from ..layers import LayerChoice
 from ..updates import UpdateMatrix, compute_thin_svd
 from . import files
-from .gradient import Loss, draw_frames, find_leading_gradients, make_first_factors
+from .gradient import draw_frames, make_first_factors
 from .layers import (
     CHILD,
     Adapters,
@@ -36,25 +37,6 @@ from .layers import (
 )
 
 _FROZEN: Final = "_frozen_by_deep_lora"
-
-
-@dataclass(frozen=True)
-class Truncation:
-    """Rank and error of one layer after `DeepLoRA.compress`.
-
-    Attributes
-    ----------
-    rank : int
-        Rank of the compressed update.
-    error : float
-        Error ``||dW - dW_rank||_F``, the least possible at this rank.
-    relative_error : float
-        Error divided by ``||dW||_F``; 0 for dW = 0.
-    """
-
-    rank: int
-    error: float
-    relative_error: float
 
 
 class DeepLoRA:
@@ -518,37 +500,22 @@ class DeepLoRA:
         With ``dW = U S V^T`` the factors become ``right = V^T``, ``left = U`` and ``depth`` cores
         ``S^{1/depth}``. They are new parameters: make the optimiser after this call.
         """
-        if rank is None and tolerance is None:
-            raise ValueError("compress needs a rank or a tolerance")
-        most = None if rank is None else check_count(rank, "rank")
-        share = None
-        if tolerance is not None:
-            share = check_scale(tolerance, "tolerance (share of the update's norm)", below=1.0)
+        rule = TruncationRule.checked(rank, tolerance, "compress")
         branches = self._require_branches()
         if self.merged:
             raise RuntimeError(f"adapter {self.name!r} is merged; unmerge it before compress")
         for name, branch in branches.items():
             branch.check_finite(name, self.name)
-        found = {name: self._truncate(branch, most, share) for name, branch in branches.items()}
+        found = {name: self._truncate(branch, rule) for name, branch in branches.items()}
         for name, (_, factors) in found.items():
             branches[name].set_factors(factors, branches[name].right.dtype, branches[name].right.device)
         return {name: truncation for name, (truncation, _) in found.items()}
 
-    def _truncate(
-        self, branch: DeepFactors, most: int | None, share: float | None
-    ) -> tuple[Truncation, Factors]:
-        """Return the best approximation of an update by at most `most` singular values."""
-        left, values, right = compute_thin_svd(*branch.factors().double().as_pair())
-        # tails[k] is the error at rank k.
-        tails = torch.cat([values.square().flip(0).cumsum(0).flip(0), values.new_zeros(1)]).sqrt()
-        rank = len(values)
-        if share is not None:
-            rank = int(torch.nonzero(tails <= share * tails[0])[0])
-        rank = max(1, rank if most is None else min(rank, most))
-        core = torch.diag(values[:rank] ** (1 / self.depth))
-        factors = Factors(right[:rank], core.repeat(self.depth, 1, 1), left[:, :rank], framed=True)
-        total, error = float(tails[0]), float(tails[rank])
-        return Truncation(rank, error, error / total if total > 0 else 0.0), factors
+    def _truncate(self, branch: DeepFactors, rule: TruncationRule) -> tuple[Truncation, Factors]:
+        """Return the truncation of an update, and its factors."""
+        truncation, (left, values, right) = rule.truncate(*branch.factors().double().as_pair())
+        core = torch.diag(values ** (1 / self.depth))
+        return truncation, Factors(right, core.repeat(self.depth, 1, 1), left, framed=True)
 
     # ---------------------------------------------------------------------------------------- files
 
