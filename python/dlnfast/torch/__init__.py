@@ -20,6 +20,7 @@ from .full_batch import Descent, descend
 from .images import Batches, ImageData, Samples, load_images
 from .initial import initialize_, orthogonal_
 from .layers import WeightMatrix, select_modules, weight_matrices
+from .low_rank.factorize import Factorization, factorize
 from .models import MLP, VGG, DeepLinear, HybridMLP, ViT
 from .operators import DeviceMatrix
 from .overparameterize import collapse, overparameterize
@@ -51,6 +52,7 @@ __all__ = [
     "Descent",
     "DeviceMatrix",
     "Evaluation",
+    "Factorization",
     "History",
     "HybridMLP",
     "ImageData",
@@ -73,6 +75,7 @@ __all__ = [
     "balance",
     "collapse",
     "descend",
+    "factorize",
     "initialize_",
     "layer_outputs",
     "load_images",

@@ -19,7 +19,7 @@ from .low_rank.products import (
     DeepProduct,
     check_product_is_finite,
     choose_weights,
-    install,
+    install_all,
     list_products,
     uninstall,
 )
@@ -110,7 +110,7 @@ def overparameterize(
     if initial == "balanced" and scale is not None:
         raise ValueError(f'scale is {scale}, but initial is "balanced", which takes it from the weight')
     chosen = choose_weights(module, layers)
-    products = []
+    products: list[DeepProduct] = []
     for number, matrix in enumerate(chosen):
         rows, columns = matrix.shape
         widths = [columns, *[inner or min(rows, columns)] * (n_factors - 1), rows]
@@ -125,9 +125,8 @@ def overparameterize(
                 "orthogonal", widths, 1.0 if scale is None else scale, seed, number * n_factors
             )
         shape = matrix.module.get_parameter("weight").shape
-        products.append((matrix.module, DeepProduct(shape, factors, balance_factors)))
-    for layer, product in products:
-        install(layer, product)
+        products.append(DeepProduct(shape, factors, balance_factors))
+    install_all([matrix.module for matrix in chosen], products)
     return module
 
 

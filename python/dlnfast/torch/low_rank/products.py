@@ -85,12 +85,11 @@ class DeepProduct(nn.Module):
         # multi_dot chooses the order with the fewest flops.
         product: torch.Tensor = torch.linalg.multi_dot(factors[::-1])
         if self.rest is not None:
-            product = product + self._scaled_rest()
+            product = product + self._scale(self.rest)
         return product.reshape(self.shape)
 
-    def _scaled_rest(self) -> torch.Tensor:
-        assert self.rest is not None
-        return self.rest if self.rest_scale is None else self.rest_scale * self.rest
+    def _scale(self, rest: torch.Tensor) -> torch.Tensor:
+        return rest if self.rest_scale is None else self.rest_scale * rest
 
     def right_inverse(self, weight: torch.Tensor) -> list[torch.Tensor]:
         """Return the initial factors at the first call, and factors of `weight` at later calls."""
@@ -98,10 +97,14 @@ class DeepProduct(nn.Module):
         if factors is None:
             matrix = weight.detach().reshape(weight.shape[0], -1)
             if self.rest is not None:
-                matrix = matrix - self._scaled_rest().detach()
+                matrix = matrix - self._scale(self.rest).detach()
             factors = self._factor_weight(matrix, self._widths)
         self._widths = widths_of(factors)
         return [torch.tensor(factor, dtype=weight.dtype, device=weight.device) for factor in factors]
+
+    def note_factors(self, factors: Sequence[torch.Tensor]) -> None:
+        """Note the widths of factors that have got other shapes."""
+        self._widths = widths_of(factors)
 
     def extra_repr(self) -> str:
         """Return the widths."""
@@ -124,7 +127,7 @@ class DeepProduct(nn.Module):
             for factor in factors[:-1]:
                 inner = F.linear(inner, factor)
             output = F.linear(inner, factors[-1], layer.bias)
-            return output if self.rest is None else output + F.linear(x, self._scaled_rest())
+            return output if self.rest is None else output + self._scale(F.linear(x, self.rest))
         convolution: Any = layer
         if convolution.groups > 1:  # the groups of a product are no product of groups
             return None
@@ -139,7 +142,8 @@ class DeepProduct(nn.Module):
             bias = layer.bias if number == len(others) else None
             inner = convolve(inner, factor.reshape(*factor.shape, *ones), bias)
         if self.rest is not None:
-            inner = inner + convolution._conv_forward(x, self._scaled_rest().reshape(self.shape), None)
+            rest = convolution._conv_forward(x, self.rest.reshape(self.shape), None)
+            inner = inner + self._scale(rest)
         return inner
 
 
@@ -195,6 +199,20 @@ def is_product(layer: nn.Module) -> bool:
     if not parametrize.is_parametrized(layer, "weight"):
         return False
     return isinstance(layer.parametrizations["weight"][0], DeepProduct)  # type: ignore[index]
+
+
+def install_all(layers: Sequence[nn.Module], products: Sequence[DeepProduct]) -> None:
+    """Make the weights of layers products; after an error all layers have their own weights."""
+    before = [layer.get_parameter("weight") for layer in layers]
+    try:
+        for layer, product in zip(layers, products, strict=True):
+            install(layer, product)
+    except BaseException:
+        for layer, weight in zip(layers, before, strict=True):
+            if is_product(layer):
+                uninstall(layer)
+                layer._parameters["weight"] = weight
+        raise
 
 
 def install(layer: nn.Module, product: DeepProduct) -> None:
