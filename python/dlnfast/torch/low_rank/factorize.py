@@ -94,7 +94,7 @@ def factorize(
     loss : callable ``(model, batch) -> Tensor``, optional
         Loss function for the gradient. Default: ``model(**batch).loss``.
     rest : {"drop", "freeze", "scale"}
-        What happens to the rest of the weight, ``W(0) - left C .. C right``. "drop": it is removed, and the
+        Treatment of the rest of the weight, ``W(0) - left C .. C right``. "drop": it is removed, and the
         layer becomes smaller. "freeze": it is added as a constant, so that the function of the model does
         not change at first. "scale": the same, times one trained number, as the rest of a deep linear
         network is one scalar times an isometry.
@@ -296,12 +296,21 @@ def _factor_assigned(weight: torch.Tensor, widths: Any) -> list[FloatArray]:
 
 
 class Factorization:
-    """Handle of the layers that `factorize` changed, which makes the objects.
+    """Handle of the layers that `factorize` changed; it is made by that function.
+
+    Parameters
+    ----------
+    model : Module
+        Model with the layers.
+    layers : mapping of str to Module
+        Layers whose weights are products, by name.
+    init : str
+        Start of the factors.
 
     Attributes
     ----------
     model : Module
-        The model.
+        Model with the layers.
     init : str
         Start of the factors.
     """
