@@ -621,6 +621,7 @@ CASES: Final[dict[str, str]] = {
     "track-record": "networks:track_record",
     "torch-engine": "cases:torch_engine",
     "deep-lora": "adapters:deep_lora",
+    "low-rank-step": "low_rank:low_rank_step",
     "factorisation": "completion:factorisation",
     "completion": "completion:completion",
     "sensing": "completion:sensing",
