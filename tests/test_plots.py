@@ -115,6 +115,38 @@ def test_flat_drawing_has_a_line_per_outer_value_and_one_for_the_block(run):
     render(display.figure_)
 
 
+@pytest.mark.parametrize("engine", ["reduced", "dense"])
+def test_a_gradient_flow_is_drawn_over_its_times(engine):
+    problem = dln.low_rank_recovery(DIM, RANK)
+    times = np.array([0.0, 0.02, 0.1, 0.5])
+    weights = dln.orthogonal([DIM] * (DEPTH + 1))
+    run = dln.flow(problem, weights, times=times, engine=engine, record=dln.Record(vectors=True))
+    loss = LossDisplay.from_trajectory(run).plot()
+    np.testing.assert_array_equal(loss.ax_.lines[0].get_xdata(), times)
+    assert loss.ax_.get_xlim() == (0.0, 0.5)
+    assert loss.numbers()["times"] == times.tolist()
+    for kind in (SingularValueDisplay, AngleDisplay):
+        for style in ("flat", "waterfall"):
+            display = kind.from_trajectory(run).plot(style=style)
+            line = display.ax_.lines[0]
+            x = line.get_data_3d()[0] if style == "waterfall" else line.get_xdata()
+            np.testing.assert_array_equal(x, times[run.steps])
+            assert display.ax_.get_xlabel() == loss.ax_.get_xlabel() == "time $t$"
+            render(display.figure_)
+        numbers = display.numbers()
+        assert (numbers["steps"], numbers["times"]) == (run.steps.tolist(), times[run.steps].tolist())
+    first = AngleDisplay.from_trajectory(run, reference="first_step").plot()
+    assert "v_i(t_1)" in first.ax_.get_ylabel()
+
+
+def test_steps_stay_the_axis_of_gradient_descent(run):
+    for display in (LossDisplay, SingularValueDisplay, AngleDisplay):
+        drawn = display.from_trajectory(run).plot()
+        assert drawn.ax_.get_xlabel() == "iteration $t$"
+        assert drawn.ax_.get_xlim() == (0, STEPS)
+        assert "times" not in drawn.numbers()
+
+
 def test_waterfall_has_a_line_per_value(run):
     display = SingularValueDisplay.from_trajectory(run).plot(style="waterfall", legend=False)
     assert len(display.ax_.lines) == DIM
@@ -399,6 +431,8 @@ def test_an_error_names_a_wrong_projection(run, style, projection):
         (lambda: SingularValueDisplay([0], [[1.0]], rank=-1), ValueError, "rank"),
         (lambda: FeatureCompressionDisplay([0, 1], [1.0]), dln.ShapeError, "compression"),
         (lambda: LossDisplay([]), dln.ShapeError, "loss"),
+        (lambda: LossDisplay([1.0, 0.5], times=[0.0]), dln.ShapeError, "times"),
+        (lambda: SingularValueDisplay([0], [[1.0]], times=[0.0, 1.0]), dln.ShapeError, "times"),
         (lambda: FeatureDiscriminationDisplay([0], [np.nan]), ValueError, "discrimination"),
         (lambda: LineDisplay([0], {"a": [1, 2]}, x_label="", y_label=""), dln.ShapeError, "curves"),
         (

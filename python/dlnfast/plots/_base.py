@@ -47,6 +47,37 @@ VISIBLE: Final = 2e-3
 ROUNDING: Final = 1e-13
 
 
+class RunAxis:
+    """Horizontal axis of a display of a run: its steps, or the times of a gradient flow."""
+
+    def __init__(self, steps: npt.ArrayLike, times: npt.ArrayLike | None, n_records: int) -> None:
+        self.steps = as_vector(steps, "steps", length=n_records, dtype=np.float64)
+        self.times = None if times is None else as_vector(times, "times", length=n_records, dtype=np.float64)
+        #: Positions of the records on the axis.
+        self.x: Array = self.steps if self.times is None else self.times
+        self.label = "iteration $t$" if self.times is None else "time $t$"
+
+    def locate(self, steps: npt.ArrayLike) -> Array:
+        """Return the positions of steps, between records by linear interpolation of the times."""
+        positions = np.asarray(steps, dtype=np.float64)
+        return positions if self.times is None else np.interp(positions, self.steps, self.times)
+
+    def finish(self, ax: Axes) -> None:
+        """Set the limits and the label of axes of two dimensions."""
+        ax.set_xlim(self.x[0], self.x[-1] if self.x[-1] > self.x[0] else self.x[0] + 1)
+        ax.set_xlabel(self.label)
+
+    def numbers(self) -> dict[str, Any]:
+        """Return the steps, and the times where they are drawn instead."""
+        times = {} if self.times is None else {"times": self.times.tolist()}
+        return {"steps": self.steps.astype(np.int64).tolist(), **times}
+
+
+def times_of_records(run: Trajectory) -> Array | None:
+    """Return the times of the records of a gradient flow; None for other runs."""
+    return None if run.times is None else run.times[run.steps]
+
+
 @dataclass(frozen=True)
 class Group:
     """Neighbouring curves that share a colour: their indices i, counted from 1, and values over the steps."""
@@ -59,9 +90,16 @@ class Group:
 class Curves:
     """The k curves of a layer, split into top r, middle block and bottom r."""
 
-    def __init__(self, steps: npt.ArrayLike, values: npt.ArrayLike, name: str, rank: int | None) -> None:
+    def __init__(
+        self,
+        steps: npt.ArrayLike,
+        values: npt.ArrayLike,
+        name: str,
+        rank: int | None,
+        times: npt.ArrayLike | None,
+    ) -> None:
         matrix: Array = np.asarray(as_matrix(values, name), dtype=np.float64)
-        self.steps = as_vector(steps, "steps", length=matrix.shape[0], dtype=np.float64)
+        self.axis = RunAxis(steps, times, matrix.shape[0])
         self.n_curves = matrix.shape[1]
         n_top, n_bottom = count_ends(self.n_curves, rank)
         middle = matrix[:, n_top : self.n_curves - n_bottom]
@@ -81,7 +119,7 @@ class Curves:
 
     def numbers(self) -> dict[str, Any]:
         """Return every number drawn; equal curves of the middle block once."""
-        result: dict[str, Any] = {"steps": self.steps.astype(np.int64).tolist()}
+        result = self.axis.numbers()
         for group in self.groups:
             if group.name == "middle":
                 entry: dict[str, Any] = {"multiplicity": self.multiplicity, "low": self.low.tolist()}
@@ -99,19 +137,20 @@ class Curves:
                 self._draw_band(ax, group)
                 continue
             for column, colour in zip(group.values.T, make_shades(group), strict=True):
-                ax.plot(self.steps, column, color=colour, linewidth=1.8, zorder=3)
-        ax.set_xlabel("iteration $t$")
-        ax.set_xlim(self.steps[0], max(self.steps[-1], self.steps[0] + 1))
+                ax.plot(self.axis.x, column, color=colour, linewidth=1.8, zorder=3)
+        self.axis.finish(ax)
         tidy_axes(ax)
 
     def _draw_band(self, ax: Axes, group: Group) -> None:
         colour = SHADES["middle"][0]
         if self.narrow:
-            ax.plot(self.steps, (self.low + self.high) / 2, color=colour, linewidth=4.0, alpha=0.85, zorder=2)
+            ax.plot(
+                self.axis.x, (self.low + self.high) / 2, color=colour, linewidth=4.0, alpha=0.85, zorder=2
+            )
             return
-        ax.fill_between(self.steps, self.low, self.high, color=colour, alpha=0.3, linewidth=0, zorder=1)
+        ax.fill_between(self.axis.x, self.low, self.high, color=colour, alpha=0.3, linewidth=0, zorder=1)
         for column in group.values.T:
-            ax.plot(self.steps, column, color=colour, linewidth=0.5, alpha=0.8, zorder=2)
+            ax.plot(self.axis.x, column, color=colour, linewidth=0.5, alpha=0.8, zorder=2)
 
     def draw_waterfall(self, ax: Any) -> None:
         start, all_drawn = 1, sum(g.indices.size for g in self.groups) == self.n_curves
@@ -124,8 +163,8 @@ class Curves:
             thin = group.name == "middle"
             for position, column, colour in zip(positions, group.values.T, make_shades(group), strict=True):
                 ax.plot(
-                    self.steps,
-                    np.full(self.steps.size, position),
+                    self.axis.x,
+                    np.full(self.axis.x.size, position),
                     column,
                     color=colour,
                     linewidth=0.9 if thin else 1.7,
@@ -138,7 +177,7 @@ class Curves:
             ax.set_yticks(ticks, labels)
         ax.patch.set_visible(False)  # it would cover the labels of a neighbour
         ax.invert_yaxis()  # the largest values at the back, where they hide nothing
-        ax.set_xlabel("iteration $t$", labelpad=2)
+        ax.set_xlabel(self.axis.label, labelpad=2)
         ax.set_ylabel("index $i$", labelpad=4 if all_drawn else 14)
         ax.view_init(elev=22, azim=-56)
         ax.set_box_aspect((1.25, 1.15, 0.9), zoom=0.94)
@@ -275,10 +314,11 @@ class CurvesDisplay(Display):
         name: str,
         rank: int | None,
         layer: int | str | None,
+        times: npt.ArrayLike | None,
     ) -> None:
         if rank is not None:
             rank = check_count(rank, "rank", minimum=0)
-        self._curves = Curves(steps, values, name, rank)
+        self._curves = Curves(steps, values, name, rank, times)
         self.layer = layer
         self.multiplicity = self._curves.multiplicity
 
@@ -291,14 +331,14 @@ class CurvesDisplay(Display):
         """Draw what the kind of curve needs besides the curves."""
 
     def plot(self, ax: Axes | None = None, *, style: Style = "flat", legend: bool = True) -> Self:
-        """Draw the curves over the steps, in two or three dimensions.
+        """Draw the curves over the steps or times, in two or three dimensions.
 
         Parameters
         ----------
         ax : matplotlib axes, optional
             Axes to draw on, with ``projection="3d"`` for a waterfall; a new figure by default.
         style : {"flat", "waterfall"}
-            "flat": curves and a band. "waterfall": one line per index i over the iterations, in three
+            "flat": curves and a band. "waterfall": one line per index i over the steps or times, in three
             dimensions; up to 24 of the curves that the band stands for.
         legend : bool
             Whether to draw a legend above the axes.

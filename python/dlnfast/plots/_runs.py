@@ -18,6 +18,7 @@ from ._base import (
     Array,
     CurvesDisplay,
     Display,
+    RunAxis,
     Side,
     Style,
     draw_envelope,
@@ -26,6 +27,7 @@ from ._base import (
     make_axes,
     make_shades,
     tidy_axes,
+    times_of_records,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class LossDisplay(Display):
-    """The loss l(W(t)) at every step, on a logarithmic axis.
+    """The loss l(W(t)) at every step, or time of a gradient flow, on a logarithmic axis.
 
     Parameters
     ----------
@@ -47,6 +49,8 @@ class LossDisplay(Display):
         Smallest loss that any weights reach; drawn where it is above 1e-13 of the first loss.
     steps : array_like, shape (T + 1,), optional
         Steps of the losses; 0 .. T by default.
+    times : array_like, shape (T + 1,), optional
+        Times of the losses of a gradient flow, drawn instead of the steps.
 
     Raises
     ------
@@ -62,11 +66,17 @@ class LossDisplay(Display):
     """
 
     def __init__(
-        self, loss: npt.ArrayLike, loss_floor: float = 0.0, *, steps: npt.ArrayLike | None = None
+        self,
+        loss: npt.ArrayLike,
+        loss_floor: float = 0.0,
+        *,
+        steps: npt.ArrayLike | None = None,
+        times: npt.ArrayLike | None = None,
     ) -> None:
         self.loss = as_vector(loss, "loss", dtype=np.float64)
         n = self.loss.size
-        self.steps = np.arange(n) if steps is None else as_vector(steps, "steps", length=n, dtype=np.float64)
+        self._axis = RunAxis(np.arange(n) if steps is None else steps, times, n)
+        self.steps, self.times = self._axis.steps, self._axis.times
         self.loss_floor = float(loss_floor)
 
     @classmethod
@@ -90,10 +100,10 @@ class LossDisplay(Display):
         if not run.loss.size:
             raise ValueError(f"run has no losses: {run.states.missing_losses}")
         floor = 0.0 if run.problem is None else run.problem.loss_floor
-        return cls(run.loss, floor, steps=run.loss_steps)
+        return cls(run.loss, floor, steps=run.loss_steps, times=run.times)
 
     def plot(self, ax: Axes | None = None, *, envelope: int | None = None, **line: Any) -> Self:
-        """Draw the loss over the steps, and the smallest possible loss.
+        """Draw the loss over the steps or times, and the smallest possible loss.
 
         Parameters
         ----------
@@ -118,30 +128,30 @@ class LossDisplay(Display):
         values = np.where(self.loss > 0, self.loss, np.nan)
         style: dict[str, Any] = {"color": COLOURS[0], "linewidth": 1.8}
         if envelope is None:
-            ax.plot(self.steps, values, **(style | line))
+            ax.plot(self._axis.x, values, **(style | line))
         else:
-            draw_envelope(ax, np.asarray(self.steps, dtype=np.float64), values, envelope, **(style | line))
+            draw_envelope(ax, self._axis.x, values, envelope, **(style | line))
         if self.loss_floor > ROUNDING * self.loss[0]:
             label = f"least possible: {self.loss_floor:.4g}"
             ax.axhline(self.loss_floor, color="#555555", linestyle=":", linewidth=1.2, label=label)
             ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
         if np.any(self.loss > 0):
             ax.set_yscale("log")
-        ax.set_xlim(0, max(self.steps[-1], 1))
-        ax.set_xlabel("iteration $t$")
+        self._axis.finish(ax)
         ax.set_ylabel(r"loss $\ell(t)$")
         tidy_axes(ax)
         self._store_axes(ax)
         return self
 
     def numbers(self) -> dict[str, Any]:
-        every_step = np.array_equal(self.steps, np.arange(self.loss.size))
-        steps = {} if every_step else {"steps": self.steps.astype(np.int64).tolist()}
-        return {"loss": self.loss.tolist(), "loss_floor": self.loss_floor, **steps}
+        axis = self._axis.numbers()
+        if axis["steps"] == list(range(self.loss.size)):
+            del axis["steps"]
+        return {"loss": self.loss.tolist(), "loss_floor": self.loss_floor, **axis}
 
 
 class SingularValueDisplay(CurvesDisplay):
-    r"""The singular values sigma_i(t) of one layer over the steps.
+    r"""The singular values sigma_i(t) of one layer over the steps, or times of a gradient flow.
 
     Parameters
     ----------
@@ -158,6 +168,8 @@ class SingularValueDisplay(CurvesDisplay):
         Error bound of each value, drawn as a band around its line where it is wide enough to be seen.
     refreshes : array_like, optional
         Steps at which the tracker recomputed its bounds, marked at the lower edge.
+    times : array_like, shape (n,), optional
+        Times of the records of a gradient flow, drawn instead of the steps.
 
     Attributes
     ----------
@@ -190,8 +202,9 @@ class SingularValueDisplay(CurvesDisplay):
         layer: int | str | None = None,
         errors: npt.ArrayLike | None = None,
         refreshes: npt.ArrayLike | None = None,
+        times: npt.ArrayLike | None = None,
     ) -> None:
-        super().__init__(steps, singular_values, "singular_values", rank, layer)
+        super().__init__(steps, singular_values, "singular_values", rank, layer, times)
         shape = np.shape(singular_values)
         self.errors: Array | None = None
         if errors is not None:
@@ -217,13 +230,18 @@ class SingularValueDisplay(CurvesDisplay):
         SingularValueDisplay
         """
         values = run.singular_values(layer)
-        rank = drawn_rank(run, layer, values.shape[1])
-        if not run.states.has_tracker_records:
-            return cls(run.steps, values, rank=rank, layer=layer_label(run, layer))
-        refreshes = run.steps[run.tracking(layer)["refreshed"]]
-        errors = run.singular_value_errors(layer)
-        label = layer_label(run, layer)
-        return cls(run.steps, values, rank=rank, layer=label, errors=errors, refreshes=refreshes)
+        tracked: dict[str, Array] = {}
+        if run.states.has_tracker_records:
+            tracked["refreshes"] = run.steps[run.tracking(layer)["refreshed"]]
+            tracked["errors"] = run.singular_value_errors(layer)
+        return cls(
+            run.steps,
+            values,
+            rank=drawn_rank(run, layer, values.shape[1]),
+            layer=layer_label(run, layer),
+            times=times_of_records(run),
+            **tracked,
+        )
 
     def _axis_label(self) -> str:
         return r"$\sigma_i(t)$"
@@ -241,12 +259,12 @@ class SingularValueDisplay(CurvesDisplay):
                 if np.max(error) > VISIBLE * (limits[1] - limits[0]):
                     low = np.maximum(column - error, 0.0)
                     ax.fill_between(
-                        self._curves.steps, low, column + error, color=colour, alpha=0.12, linewidth=0
+                        self._curves.axis.x, low, column + error, color=colour, alpha=0.12, linewidth=0
                     )
         ax.set_ylim(*limits)
         if self.refreshes.size:
             ax.plot(
-                self.refreshes,
+                self._curves.axis.locate(self.refreshes),
                 np.zeros(self.refreshes.size),
                 linestyle="none",
                 marker="|",
@@ -287,6 +305,8 @@ class AngleDisplay(CurvesDisplay):
         v_i or u_i.
     reference : {"limit", "first_step", "custom"}
         Vectors from which the angles are measured: those at t -> 0+, those after the first step, or others.
+    times : array_like, shape (n,), optional
+        Times of the records of a gradient flow, drawn instead of the steps.
 
     Attributes
     ----------
@@ -309,9 +329,10 @@ class AngleDisplay(CurvesDisplay):
         layer: int | str | None = None,
         side: Side = "right",
         reference: str = "limit",
+        times: npt.ArrayLike | None = None,
     ) -> None:
         check_choice(side, "side", ("right", "left"))
-        super().__init__(steps, angles, "angles", rank, layer)
+        super().__init__(steps, angles, "angles", rank, layer, times)
         self.side, self.reference = side, reference
 
     @classmethod
@@ -343,11 +364,14 @@ class AngleDisplay(CurvesDisplay):
             layer=layer_label(run, layer),
             side=side,
             reference=reference if isinstance(reference, str) else "custom",
+            times=times_of_records(run),
         )
 
     def _axis_label(self) -> str:
         vector = "v" if self.side == "right" else "u"
         start = _REFERENCES.get(self.reference)
+        if self.reference == "first_step" and self._curves.axis.times is not None:
+            start = "t_1"
         origin = rf"{vector}_i^{{\mathrm{{ref}}}}" if start is None else f"{vector}_i({start})"
         return rf"$\angle({vector}_i(t),\,{origin})$ [rad]"
 
