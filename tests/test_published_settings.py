@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from helpers import jax_numbers
 from helpers.matrices import draw_orthonormal
 
 import dlnfast as dln
@@ -142,27 +143,44 @@ class NotebookNumbers:
     """Random numbers of the notebooks: JAX's generator, with the key 0 split before each draw."""
 
     def __init__(self):
-        self.random = pytest.importorskip("jax.random")
-        import jax
-
-        jax.config.update("jax_enable_x64", True)
-        self.key = self.random.PRNGKey(0)
+        self.key = jax_numbers.make_key(0)
 
     def split(self):
-        self.key, part = self.random.split(self.key)
+        self.key, part = jax_numbers.split(self.key)
         return part
 
     def gaussian(self, *shape):
-        return np.array(self.random.normal(self.split(), shape))
+        return jax_numbers.draw_normal(self.split(), *shape)
 
     def rotation(self, dim):
-        return np.array(self.random.orthogonal(self.split(), dim))
+        return jax_numbers.draw_orthogonal(self.split(), dim)
 
     def layers(self, dim, rows, depth, scale):
-        parts = self.random.split(self.split(), depth)
-        weights = [scale * np.array(self.random.orthogonal(part, dim)) for part in parts]
+        parts = jax_numbers.split(self.split(), depth)
+        weights = [scale * jax_numbers.draw_orthogonal(part, dim) for part in parts]
         weights[-1] = weights[-1][:rows]
         return weights
+
+
+@pytest.mark.parametrize(
+    ("key", "block", "expected"),
+    [
+        ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+        ((2**32 - 1, 2**32 - 1), (2**32 - 1, 2**32 - 1), (0x1CB996FC, 0xBB002BE7)),
+        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+    ],
+)
+def test_threefry_gives_the_known_answers_of_its_authors(key, block, expected):
+    high, low = np.array(block, np.uint32).reshape(2, 1)
+    assert np.concatenate(jax_numbers.threefry(np.array(key, np.uint32), high, low)).tolist() == [*expected]
+
+
+def test_random_numbers_are_those_of_jax():
+    """Printed by JAX 0.10.2 with `jax_enable_x64` and without `jax_threefry_partitionable`."""
+    key = jax_numbers.make_key(0)
+    assert jax_numbers.split(key).tolist() == [[4146024105, 967050713], [2718843009, 1272950319]]
+    printed = [0.1878440128937887, -1.2833422921291577, 0.6494182018294374]
+    np.testing.assert_allclose(jax_numbers.draw_normal(key, 3), printed, rtol=1e-15)
 
 
 def test_fig_thm_with_the_numbers_of_the_notebook():
