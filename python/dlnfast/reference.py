@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 
 import numpy as np
 
 from ._support.arrays import FloatArray as Array
 from ._support.errors import AssumptionError
 
-Value = TypeVar("Value", float, Array)
 #: The update rule of one layer.
 Rule = Callable[[Array, Array, dict[str, Array], float, float, float], Array]
 
@@ -419,8 +417,7 @@ def train_dense(
     for step in range(steps + 1):
         if step > 0:
             slopes = gradients(now, target, input_gram, loss_scale)
-            layers = zip(now, slopes, states, *(rate[step - 1] for rate in rates), strict=True)
-            now = [update(*layer) for layer in layers]
+            now = _update_layers(update, now, slopes, states, *(rate[step - 1] for rate in rates))
         yield _excess_loss(end_to_end(now), solution, factor, loss_scale) + floor, now
 
 
@@ -610,6 +607,17 @@ def shampoo(*, epsilon: float, decay_of_factors: float = 1.0) -> Rule:
         return (1 - eta * decay) * weight - eta * state["velocity"]
 
     return update
+
+
+def _update_layers(
+    rule: Rule,
+    values: Sequence[Array],
+    slopes: Sequence[Array],
+    states: Sequence[dict[str, Array]],
+    *rates: Sequence[float] | Array,
+) -> list[Array]:
+    """Return all layers after one update with their rates eta_l, lambda_l and mu_l; change their states."""
+    return [rule(*layer) for layer in zip(values, slopes, states, *rates, strict=True)]
 
 
 def _rates_of_steps(rates: Sequence[float] | Array, steps: int) -> Array:
@@ -910,8 +918,7 @@ def _descend(
     ``residual(W_{L:1})`` returns the sum of squares, and half its gradient with respect to W_{L:1}.
     """
     now: list[Array] = [np.array(weight, dtype=np.float64) for weight in weights]
-    velocities: list[Array] = [np.zeros_like(weight) for weight in now]
-    settings = list(zip(*rates, strict=True))
+    states: list[dict[str, Array]] = [{} for _ in now]
     for step in range(steps + 1):
         squares, error = residual(end_to_end(now))
         yield loss_scale / 2 * squares, now
@@ -922,23 +929,7 @@ def _descend(
             above = _product(now[index + 1 :], weight.shape[0])
             below = _product(now[:index], now[0].shape[1])
             slopes.append(loss_scale * above.T @ error @ below.T)
-        now, velocities = _heavy_ball(now, velocities, slopes, settings)
-
-
-def _heavy_ball(
-    values: Sequence[Value],
-    velocities: Sequence[Value],
-    slopes: Sequence[Value],
-    settings: Sequence[tuple[float, float, float]],
-) -> tuple[list[Value], list[Value]]:
-    """Update all layers by heavy ball with (eta, lambda, mu)_l; return new values W_l and velocities V_l."""
-    new_values: list[Value] = []
-    new_velocities: list[Value] = []
-    for value, velocity, slope, (eta, decay, mu) in zip(values, velocities, slopes, settings, strict=True):
-        new_velocity = mu * velocity + slope + decay * value
-        new_velocities.append(new_velocity)
-        new_values.append(value - eta * new_velocity)
-    return new_values, new_velocities
+        now = _update_layers(heavy_ball, now, slopes, states, *rates)
 
 
 def power_iteration(
@@ -1119,17 +1110,21 @@ def train_reduced(
         above.T @ weight @ below for above, weight, below in zip(bases[1:], weights0, bases[:-1], strict=True)
     ]
     rho = [float(scale) for scale in (scales if is_square else scales[:-1])]
-    core_velocities = [np.zeros_like(core) for core in cores]
-    rho_velocities = [0.0 for _ in rho]
-    settings = list(zip(learning_rate, weight_decay, momentum, strict=True))
+    core_states: list[dict[str, Array]] = [{} for _ in cores]
+    rho_states: list[dict[str, Array]] = [{} for _ in rho]
+    rates = (learning_rate, weight_decay, momentum)
+    rho_rates = [rate[: len(rho)] for rate in rates]
     for step in range(steps + 1):
         if step > 0:
             core_slopes = gradients(cores, small_target, None, loss_scale)
             rho_slopes = [
-                _rho_slope(rho, layer, loss_scale) if is_square else 0.0 for layer in range(len(rho))
+                np.array(_rho_slope(rho, layer, loss_scale) if is_square else 0.0)
+                for layer in range(len(rho))
             ]
-            cores, core_velocities = _heavy_ball(cores, core_velocities, core_slopes, settings)
-            rho, rho_velocities = _heavy_ball(rho, rho_velocities, rho_slopes, settings[: len(rho)])
+            cores = _update_layers(heavy_ball, cores, core_slopes, core_states, *rates)
+            scalars = [np.array(value) for value in rho]
+            scalars = _update_layers(heavy_ball, scalars, rho_slopes, rho_states, *rho_rates)
+            rho = [float(value) for value in scalars]
         complement_norm_squared = (dim - active_dim) * math.prod(rho) ** 2 if is_square else 0.0
         small_loss = _excess_loss(end_to_end(cores), small_target, None, loss_scale)
         yield small_loss + loss_scale / 2 * complement_norm_squared, cores, rho
