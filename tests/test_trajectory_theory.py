@@ -290,6 +290,23 @@ def test_the_kernel_gives_the_velocity_of_the_outputs():
     assert np.abs(moved - velocity).max() <= 1e-5 * np.abs(velocity).max()  # second order in the step
 
 
+def test_both_kernels_of_a_run_have_the_same_factors_of_whole_layers():
+    problem = dln.Problem(np.random.default_rng(0).standard_normal((3, 5)))
+    weights = dln.gaussian([5, 4, 6, 3], 0.5, seed=1)
+    run = dln.train(problem, weights, learning_rate=0.1, steps=3, engine="dense")
+    over_records = run.train_kernel(4)
+    for step in run.steps:
+        kernel = run.neural_tangent_kernel(step)
+        for name in ("left", "right"):
+            factors = zip(getattr(kernel, name), getattr(over_records, name), strict=True)
+            for of_step, of_all in factors:
+                np.testing.assert_allclose(of_step, of_all[step], rtol=0, atol=tolerance(F64, 6))
+        # The inputs are white: the kernel over the outputs has the eigenvalues of the map.
+        values = np.linalg.eigvalsh(kernel.dense())[::-1]
+        np.testing.assert_allclose(over_records.eigenvalues[step], values[:4], rtol=1e-12)
+        assert over_records.trace[step] == pytest.approx(kernel.trace(), rel=1e-12)
+
+
 # Errors.
 
 

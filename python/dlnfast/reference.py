@@ -341,19 +341,15 @@ def train_kernel(weights: Sequence[Array], inputs: Array) -> Array:
     Returns
     -------
     (d_L N, d_L N) array
-        sum_l (W_{L:l+1} W_{L:l+1}^T) kron (X^T W_{l-1:1}^T W_{l-1:1} X), for the outputs in C order.
+        (I kron X)^T K (I kron X) with the kernel K of `neural_tangent_kernel`, for the outputs in C order.
 
     Notes
     -----
-    Cost: O(L d_L^2 N^2).
+    Cost: that of `neural_tangent_kernel`, and O(d_L^3 d_0 N (d_0 + N)).
     """
-    n_outputs, n_samples = len(weights[-1]), inputs.shape[1]
-    result = np.zeros((n_outputs * n_samples, n_outputs * n_samples))
-    for layer in range(len(weights)):
-        above = _product(weights[layer + 1 :], len(weights[layer]))
-        below = _product(weights[:layer], len(inputs)) @ inputs
-        result += np.kron(above @ above.T, below.T @ below)
-    return result
+    lift = np.kron(np.eye(len(weights[-1])), inputs)
+    kernel: Array = lift.T @ neural_tangent_kernel(weights) @ lift
+    return kernel
 
 
 # Training all weights.
@@ -740,6 +736,7 @@ def neural_tangent_kernel(weights: Sequence[Array]) -> Array:
     """Return J J^T for the derivative J of W_{L:1}, row after row, with respect to all weights.
 
     Changing the entry (i, j) of W_l by 1 changes W_{L:1} by column i of W_{L:l+1} times row j of W_{l-1:1}.
+    `train_kernel` is the kernel of the outputs W_{L:1} X.
 
     Parameters
     ----------

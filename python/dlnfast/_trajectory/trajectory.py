@@ -355,6 +355,9 @@ class Trajectory(TrajectoryBase, TheoryMethods):
     def neural_tangent_kernel(self, step: int = -1) -> NeuralTangentKernel:
         """Return the neural tangent kernel of ``W_{L:1}`` at a recorded step.
 
+        It does not depend on the data, and evaluates on any samples. Use `train_kernel` for the largest
+        eigenvalues and the trace over the training outputs, at all records and at any width.
+
         Parameters
         ----------
         step : int
@@ -363,12 +366,17 @@ class Trajectory(TrajectoryBase, TheoryMethods):
         Returns
         -------
         NeuralTangentKernel
-            `theory.neural_tangent_kernel` of ``all_weights(step)``, as factors; O(L d^3).
+            `theory.neural_tangent_kernel` of ``all_weights(step)``, as factors: whole matrices, also of a
+            reduced run.
 
         Raises
         ------
         ValueError
             If the weights of that step were not recorded.
+
+        Notes
+        -----
+        Cost: O(L d^3), and L (d_0^2 + d_L^2) entries. Dense runs have the same factors in `train_kernel`.
         """
         return neural_tangent_kernel(self.all_weights(step))
 

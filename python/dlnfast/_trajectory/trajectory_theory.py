@@ -191,7 +191,8 @@ class TheoryMethods:
 
         Under gradient flow the outputs f move by :math:`\dot f = -c K (f - Y)`. For white inputs the
         end-to-end matrix moves by :math:`\dot W = -c \sum_l P_l (W - \Phi) Q_l`, and the eigenvalues of K are
-        those of this map.
+        those of this map. Use `neural_tangent_kernel` for one record without the data: to apply the kernel,
+        to evaluate it on other samples, or for the angle between two kernels.
 
         Parameters
         ----------
