@@ -94,6 +94,67 @@ def test_projecting_with_frozen_bases_changes_nothing(completion_problem, start,
         np.testing.assert_allclose(projected.singular_values(layer), frozen.singular_values(layer), atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["entries", "projected entries", "known target"])
+def test_a_schedule_takes_the_steps_of_constant_rates_one_after_the_other(kind):
+    """A cosine with weight decay and momentum of every step, without momentum as one run for each step."""
+    problem = dln.low_rank_recovery(20, 2) if kind == "known target" else dln.low_rank_completion(20, 2, 0.6)
+    weights, outer, steps = dln.orthogonal([20] * 3, 0.7), 0.0 if kind == "projected entries" else 0.3, 8
+    rate, decay = dln.Schedule.cosine(20.0, steps, warmup=2), dln.Schedule.piecewise({0: 0.0, 4: 0.01})
+    options = {"rank": 2, "outer": outer, "steps": steps}
+    run = dln.train_compressed(problem, weights, learning_rate=rate, weight_decay=decay, **options)
+    layers = dln.compressed_weights(problem, weights, rank=2)
+    for eta, shrinking in zip(rate.values(steps), decay.values(steps), strict=True):
+        lambdas = [shrinking if outer else 0.0, *[shrinking] * (len(layers) - 2), shrinking if outer else 0.0]
+        etas = [outer * eta, *[eta] * (len(layers) - 2), outer * eta]
+        layers = dln.train(
+            problem, layers, learning_rate=etas, weight_decay=lambdas, steps=1, engine="dense"
+        ).all_weights()
+    for found, wanted in zip(run.all_weights(), layers, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance(F64, 20, steps))
+    rates = dln.Schedule.from_dict(run.config["learning_rate"]).values(steps)
+    np.testing.assert_allclose(rates[:, 1:-1], np.tile(rate.values(steps)[:, None], (1, len(layers) - 2)))
+    np.testing.assert_allclose(rates[:, [0, -1]], outer * rates[:, [1, 1]])
+
+
+@pytest.mark.parametrize("outer", [0.0, 0.1])
+def test_a_constant_schedule_equals_the_constant(completion_problem, start, outer, tmp_path):
+    """Momentum included, from a function, and in a file."""
+    options = {"rank": 3, "steps": 30, "outer": outer}
+    plain = dln.train_compressed(completion_problem, start, learning_rate=20.0, momentum=0.9, **options)
+    rates = {"learning_rate": dln.Schedule(lambda t: 20.0), "momentum": dln.Schedule.piecewise({0: 0.9})}
+    run = dln.train_compressed(completion_problem, start, **rates, **options)
+    np.testing.assert_array_equal(run.loss, plain.loss)
+    assert run.certificate.reason == plain.certificate.reason
+    run.save(tmp_path / "run.npz")
+    again = dln.load(tmp_path / "run.npz")
+    assert again.config["momentum"] == run.config["momentum"]
+    dln.train_compressed(completion_problem, start, **rates, **(options | {"steps": 0}))
+
+
+@pytest.mark.parametrize("outer", [0.0, 0.1])
+def test_a_schedule_of_a_compressed_run_has_one_rate_for_each_step(completion_problem, start, outer):
+    options = {"rank": 3, "outer": outer}
+    with pytest.raises(dln.ShapeError, match=r"learning_rate \(eta\) has rates of 3 layers; wanted one"):
+        dln.train_compressed(
+            completion_problem, start, learning_rate=dln.Schedule(np.ones((5, 3))), steps=5, **options
+        )
+    with pytest.raises(dln.ShapeError, match=r"learning_rate \(eta\): the schedule has 5 values"):
+        dln.train_compressed(
+            completion_problem, start, learning_rate=dln.Schedule(np.ones(5)), steps=6, **options
+        )
+    with pytest.raises(ValueError, match="steps is None"):
+        dln.train_compressed(completion_problem, start, learning_rate=dln.Schedule([1.0]), **options)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "momentum"])
+def test_turns_of_the_outer_layers_have_constant_rates(completion_problem, start, name):
+    rates = {"learning_rate": 1.0, name: dln.Schedule.piecewise({0: 0.1})}
+    with pytest.raises(
+        TypeError, match=rf"{name} is Schedule.piecewise\(.*; wanted a number, or outer_every=1"
+    ):
+        dln.train_compressed(completion_problem, start, steps=8, outer_every=4, **rates)
+
+
 def test_a_projected_run_is_saved_like_any(completion_problem, start, tmp_path):
     run = dln.train_compressed(
         completion_problem, start, rank=3, steps=50, outer=0.0, record=dln.Record(singular_values=2)
@@ -200,7 +261,7 @@ def test_the_surrogate_basis_chooses_the_widths(completion_problem):
 
 
 def test_a_rate_needs_steps(completion_problem, start):
-    with pytest.raises(ValueError, match="steps is needed"):
+    with pytest.raises(ValueError, match="steps is None"):
         dln.train_compressed(completion_problem, start, learning_rate=1.0)
 
 

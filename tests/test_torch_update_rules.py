@@ -125,8 +125,8 @@ def test_sharded_training_has_constant_rates():
     problem, weights = network()
     shards = [dln.torch.RowSharded(torch.tensor(w)) for w in weights]
     for options, message in (
-        ({"learning_rate": dln.Schedule([0.1] * 3)}, "learning_rate.*Schedule"),
-        ({"learning_rate": 0.1, "momentum": dln.Schedule([0.1] * 3)}, "momentum.*Schedule"),
+        ({"learning_rate": dln.Schedule([0.1] * 3)}, "learning_rate is Schedule.values.*; wanted one number"),
+        ({"learning_rate": 0.1, "momentum": dln.Schedule([0.1] * 3)}, "momentum is Schedule.*constant rates"),
     ):
         with pytest.raises(TypeError, match=message):
             dln.torch.train_sharded(

@@ -437,6 +437,15 @@ def test_optimizers_survive_a_dictionary(optimizer):
     assert optimizer_from(optimizer.to_dict()) == optimizer
 
 
+@pytest.mark.parametrize("engine", ["reduced", "dense"])
+@pytest.mark.parametrize("schedule", [dln.Schedule.cosine(0.1, 5), dln.Schedule(lambda t: [0.1] * 3)])
+def test_a_run_of_no_steps_may_have_a_schedule(engine, schedule):
+    problem, weights = square(3)
+    rates = {"learning_rate": schedule, "weight_decay": schedule, "momentum": schedule}
+    run = dln.train(problem, weights, steps=0, engine=engine, **rates)
+    assert len(run.loss) == 1
+
+
 # Other functions that train.
 
 
@@ -450,11 +459,9 @@ def test_batches_have_schedules_and_rules():
             np.testing.assert_array_equal(run.loss, single.loss)
 
 
-def test_compressed_training_refuses_schedules_and_rules():
+def test_compressed_training_refuses_rules():
     problem = dln.low_rank_completion(20, 2, 0.5)
     weights = dln.orthogonal([20] * 4, scale=1e-2)
-    with pytest.raises(TypeError, match="learning_rate is a Schedule; train_compressed wants numbers"):
-        dln.train_compressed(problem, weights, rank=2, learning_rate=dln.Schedule([0.1]), steps=1)
     with pytest.raises(ValueError, match="optimizer is 'muon'; train_compressed"):
         dln.train_compressed(problem, weights, rank=2, learning_rate=0.1, steps=1, optimizer="muon")
 

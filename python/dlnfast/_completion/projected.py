@@ -15,6 +15,7 @@ from .._support.arrays import FloatArray, check_count, check_scale
 from .._support.checkpoint import Checkpoint, RunFolder, State
 from .._support.checksums import compute_identity
 from .._support.files import Arrays
+from .._support.schedule import Schedule, read_stored_rate
 from .._training.callbacks import Callback, refuse_state
 from .._training.options import Record
 from .._training.resumable import ResumableWork, replay_records, run_resumable
@@ -99,7 +100,7 @@ def _add_outer_layers(
     """Add the frozen outer layers to a run of the inner ones."""
     config = dict(run.config)
     for name in ("learning_rate", "weight_decay", "momentum"):
-        config[name] = [0.0, *config[name], 0.0]
+        config[name] = _add_outer_rates(config[name], run.n_layers, config["steps"])
     config["widths"] = [problem.dim_in, *config["widths"], problem.dim_out]
     config["problem"] = problem.describe()
     return Trajectory(
@@ -112,6 +113,16 @@ def _add_outer_layers(
         wall_time=run.wall_time,
         rates=run.rates,
     )
+
+
+def _add_outer_rates(
+    inner: list[float] | dict[str, Any], n_inner: int, n_steps: int
+) -> list[float] | dict[str, Any]:
+    """Return the rates of all layers, or the definition of their schedule: zero for the outer ones."""
+    if isinstance(inner, list):
+        return [0.0, *inner, 0.0]
+    rates = read_stored_rate(inner, n_inner, max(n_steps, 1))
+    return Schedule.from_values(np.pad(rates, ((0, 0), (1, 1)))).to_dict()
 
 
 def train_in_turns(

@@ -17,9 +17,9 @@ from .._problem.low_rank import LowRank
 from .._problem.observations import Observations
 from .._problem.problem import Problem
 from .._support.arrays import FloatArray, check_choice, check_count, check_scale, scale_of
-from .._support.errors import AssumptionError
+from .._support.errors import AssumptionError, ShapeError
 from .._support.moved import refuse_keywords
-from .._support.schedule import Schedule
+from .._support.schedule import Schedule, read_rate, read_stored_rate
 from .._training.options import MOVED_OPTIONS, Adaptive, Record
 from .._training.rates import automatic_rates, rate_caution
 from .._training.stopping import Plateau
@@ -127,10 +127,17 @@ def compressed_weights(
 
 
 def _refuse_schedules(learning_rate: Any, options: dict[str, Any]) -> None:
-    """Raise for rates that change from step to step, and for other rules than gradient descent."""
+    """Raise for rates that change from step to step."""
     for name, rate in {"learning_rate": learning_rate, **options}.items():
         if isinstance(rate, Schedule):
-            raise TypeError(f"{name} is a Schedule; train_compressed wants numbers")
+            raise TypeError(
+                f"{name} is {rate!r}; wanted a number, or outer_every=1: a step of the outer layers replaces "
+                "several at a constant rate"
+            )
+
+
+def _refuse_rules(options: dict[str, Any]) -> None:
+    """Raise for other rules than gradient descent."""
     if options.get("optimizer", "gd") != "gd":
         raise ValueError(f'optimizer is {options["optimizer"]!r}; train_compressed runs "gd" only')
 
@@ -207,7 +214,7 @@ def train_compressed(
     basis: str = "gradient",
     depth: int = 3,
     scale: float = 1e-3,
-    learning_rate: float | str | Adaptive = "adaptive",
+    learning_rate: float | str | Schedule | Adaptive = "adaptive",
     record: Record | None = None,
     **options: Any,
 ) -> Trajectory:
@@ -233,13 +240,15 @@ def train_compressed(
         faster for measurements, each of which costs as much as the whole matrix, and as accurate as the outer
         layers are slow. Records are taken at multiples of it. Ignored where the inner layers
         have as many entries as there are observations.
-    learning_rate : float, "adaptive", "auto" or Adaptive
-        eta of the inner layers. "adaptive" follows the weights; "auto" is constant: see `train`.
+    learning_rate : float, Schedule, "adaptive", "auto" or Adaptive
+        eta of the inner layers. A `Schedule` has one rate for each step. "adaptive" follows the weights;
+        "auto" is constant: see `train`.
     record : Record, optional
         The records of the run. By default no singular values; with ``steps=None`` every 100th step, with
         `outer_every` above 1 the first and the last step.
     **options
-        Other options of `train`: weight_decay, momentum, tolerance, n_threads, checkpoint.
+        Other options of `train`: weight_decay, momentum, tolerance, n_threads, checkpoint. With `outer_every`
+        above 1 no rate may be a `Schedule`.
 
     Returns
     -------
@@ -269,9 +278,11 @@ def train_compressed(
     """
     start = time.perf_counter()
     _check_kind(problem)
-    _refuse_schedules(learning_rate, options)
+    _refuse_rules(options)
     ratio = check_scale(outer, "outer (gamma)")
     turn = check_count(outer_every, "outer_every")
+    if turn > 1 and ratio > 0:
+        _refuse_schedules(learning_rate, options)
     if turn > 1 and ratio > 0 and isinstance(problem, Problem):
         raise TypeError(
             "outer_every is for a Completion or Sensing: the bases of a known target do not change"
@@ -286,6 +297,9 @@ def train_compressed(
     if steps is None:
         steps = _set_default_tolerance(problem, learning_rate, options)
         record = replace(record, callback=Plateau(record.callback))
+    steps = check_count(steps, "steps", minimum=0)
+    if isinstance(learning_rate, Schedule):
+        _read_schedule(learning_rate, steps)  # wrong ones are errors before the bases are computed
     narrow = compressed_weights(problem, weights, rank=rank, basis=basis, depth=depth, scale=scale)
     settings: dict[str, Any] = {"steps": steps, "record": record, **options}
     inside = len(narrow) - 2
@@ -297,7 +311,7 @@ def train_compressed(
         run = train(
             problem,
             narrow,
-            learning_rate=_rates(problem, narrow, learning_rate, ratio),
+            learning_rate=_rates(problem, narrow, learning_rate, ratio, steps),
             engine="dense",
             **settings,
         )
@@ -307,9 +321,11 @@ def train_compressed(
     if (
         not isinstance(learning_rate, (str, Adaptive)) and steps > 1
     ):  # "auto" stays below the stability threshold
-        rates = np.array(_rates(problem, narrow, learning_rate, ratio))
-        momentum = np.array(run.config.get("momentum", [0.0]))
-        text += rate_caution(problem, [scale_of(w) for w in narrow], rates, momentum)
+        largest, momentum = (
+            read_stored_rate(run.config[name], len(narrow), steps).max(axis=0)
+            for name in ("learning_rate", "momentum")
+        )
+        text += rate_caution(problem, [scale_of(w) for w in narrow], largest, momentum)
     run.certificate = replace(run.certificate, reason=text)
     run.config["compressed"] = {
         "rank": narrow[0].shape[0] // (2 if basis == "gradient" else 1),
@@ -327,12 +343,15 @@ _ENOUGH: Final = 1e-14
 
 
 def _set_default_tolerance(
-    problem: Observations | Problem, learning_rate: float | str | Adaptive, options: dict[str, Any]
+    problem: Observations | Problem,
+    learning_rate: float | str | Schedule | Adaptive,
+    options: dict[str, Any],
 ) -> int:
     """Set the default tolerance among the options, and return the largest number of steps."""
     if not isinstance(learning_rate, Adaptive) and not _is_word(learning_rate, "adaptive"):
         raise ValueError(
-            "steps is needed with a constant learning_rate: the loss may stay flat long before the end"
+            "steps is None; wanted a number unless learning_rate is adaptive: at other rates the loss may "
+            "stay flat long before the end"
         )
     known = problem.output_norm_squared if isinstance(problem, Problem) else float(np.sum(problem.values**2))
     start = problem.loss_scale / 2 * known
@@ -343,9 +362,10 @@ def _set_default_tolerance(
 def _rates(
     problem: Observations | Problem,
     narrow: Sequence[FloatArray],
-    learning_rate: float | str | Adaptive,
+    learning_rate: float | str | Schedule | Adaptive,
     outer: float,
-) -> Sequence[float] | Adaptive:
+    steps: int,
+) -> Sequence[float] | Schedule | Adaptive:
     ratios = [outer, *[1.0] * (len(narrow) - 2), outer]
     if isinstance(learning_rate, Adaptive):
         return replace(learning_rate, ratios=ratios)
@@ -354,10 +374,23 @@ def _rates(
     if _is_word(learning_rate, "auto") and isinstance(problem, Observations):
         none = np.zeros(len(ratios))
         return list(automatic_rates(problem, list(narrow), np.array(ratios), none, none))
+    if isinstance(learning_rate, Schedule):
+        return Schedule.from_values(_read_schedule(learning_rate, steps) * ratios)
     if isinstance(learning_rate, str):
         raise ValueError(f'learning_rate (eta) is {learning_rate!r}; wanted a number, "adaptive" or "auto"')
     eta = check_scale(learning_rate, "learning_rate (eta)")
     return [eta * ratio for ratio in ratios]
+
+
+def _read_schedule(schedule: Schedule, steps: int) -> FloatArray:
+    """Return the learning rate of every step, (steps, 1); of the first step for a run without any."""
+    values = read_rate(schedule, "learning_rate (eta)", steps=max(steps, 1))
+    if values.shape[1] > 1:
+        raise ShapeError(
+            f"learning_rate (eta) has rates of {values.shape[1]} layers; wanted one rate for each step: "
+            "outer is the ratio of the outer layers"
+        )
+    return values
 
 
 def _is_word(x: object, word: str) -> bool:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from .arrays import as_matrix, as_vector, check_count, check_scale, count_axes, per_layer
 from .errors import ShapeError
 
-__all__ = ["PerLayer", "Schedule", "read_rate"]
+__all__ = ["PerLayer", "Schedule", "read_rate", "read_stored_rate"]
 
 PerLayer = float | Sequence[float]
 
@@ -401,4 +401,26 @@ def read_rate(
         raise ShapeError(f"{name}: {error}") from None
     for value in (values.min(initial=0.0), values.max(initial=0.0)):
         check_scale(float(value), f"{name} of a step", below=below)
-    return values.reshape(len(values), -1)
+    return values if values.ndim == 2 else values[:, np.newaxis]
+
+
+def read_stored_rate(
+    stored: Sequence[float] | Mapping[str, Any], n_layers: int, steps: int
+) -> npt.NDArray[np.float64]:
+    """Return the rates of every step and layer, (steps, L), from the settings of a run.
+
+    Parameters
+    ----------
+    stored : sequence of float or mapping
+        One rate per layer, or the definition of a `Schedule`.
+    n_layers : int
+        Number of layers L.
+    steps : int
+        Number of steps.
+
+    Returns
+    -------
+    ndarray, shape (steps, n_layers)
+    """
+    rate = Schedule.from_dict(stored) if isinstance(stored, Mapping) else stored
+    return np.broadcast_to(read_rate(rate, "rate", n_layers, steps=steps), (steps, n_layers))

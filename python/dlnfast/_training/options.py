@@ -309,7 +309,10 @@ class Options:
         """
         for name in ("learning_rate", "weight_decay", "momentum"):
             if isinstance(getattr(self, name), Schedule):
-                raise TypeError(f"{name} is a Schedule; {function} wants numbers")
+                raise TypeError(
+                    f"{name} is {getattr(self, name)!r}; wanted one number, or one per layer, for all steps: "
+                    f"{function} has constant rates"
+                )
 
     def _checked_learning_rate(self, n_layers: int | None, steps: int) -> Rate | str | Adaptive:
         rate = self.learning_rate
