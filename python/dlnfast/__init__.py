@@ -23,9 +23,7 @@ from ._support.errors import AssumptionError, CopyWarning, DivergedError, Folder
 from ._support.schedule import Schedule
 from ._support.threads import build_info, set_num_threads
 from ._tracking.svd_tracker import SVDTracker, TrackerRecord
-from ._training.batch import Batch, train_batch
 from ._training.callbacks import CallbackState
-from ._training.flow import flow
 from ._training.options import Adaptive, Record
 from ._training.train import resume, train
 from ._trajectory.load import load
@@ -46,6 +44,8 @@ if TYPE_CHECKING:
     from ._datasets.cifar10 import load_cifar10
     from ._datasets.images import load_fashion_mnist
     from ._datasets.ratings import Ratings, load_movielens
+    from ._training.batch import Batch, train_batch
+    from ._training.flow import flow
     from ._trajectory.export import export
 
 __all__ = [
@@ -130,6 +130,8 @@ _LAZY_NAMES = {
     "_datasets.cifar10": ("load_cifar10",),
     "_datasets.images": ("load_fashion_mnist",),
     "_datasets.ratings": ("Ratings", "load_movielens"),
+    "_training.batch": ("Batch", "train_batch"),
+    "_training.flow": ("flow",),
     "_trajectory.export": ("export",),
 }
 _MODULE_OF_NAME = {name: module for module, names in _LAZY_NAMES.items() for name in names}
