@@ -619,6 +619,7 @@ CASES: Final[dict[str, str]] = {
     "tracking-memory": "tracking:memory",
     "track-share": "networks:track_share",
     "track-record": "networks:track_record",
+    "subspace-report": "subspaces:subspace_report",
     "torch-engine": "cases:torch_engine",
     "deep-lora": "adapters:deep_lora",
     "low-rank-step": "low_rank:low_rank_step",

@@ -28,6 +28,7 @@ from .probes import RidgeProbes, SGDProbes
 from .sharded import RowSharded
 from .sharded_descent import train_sharded
 from .statistics import ClassGeometry, ClassStatistics
+from .subspace_report import LayerSubspace, SubspaceReport, subspace_report
 from .track import SpectralTracker, track
 from .trainer import (
     CheckpointFile,
@@ -58,6 +59,7 @@ __all__ = [
     "ImageData",
     "LayerMeasures",
     "LayerOutputs",
+    "LayerSubspace",
     "LossOptions",
     "OptimizerOptions",
     "RidgeProbes",
@@ -66,6 +68,7 @@ __all__ = [
     "Samples",
     "ScheduleOptions",
     "SpectralTracker",
+    "SubspaceReport",
     "Trainer",
     "Truncation",
     "UpdateMatrix",
@@ -83,6 +86,7 @@ __all__ = [
     "orthogonal_",
     "overparameterize",
     "select_modules",
+    "subspace_report",
     "track",
     "train_sharded",
     "weight_matrices",

@@ -305,6 +305,32 @@ class SpectralTracker:
             settings["tolerance"] = _TOLERANCE if is_sharp else DEFAULTS["tolerance"]
         return SVDTracker(most if isinstance(self._k, str) else min(self._k, most), **settings)
 
+    @property
+    def model(self) -> nn.Module:
+        """The tracked model.
+
+        Raises
+        ------
+        RuntimeError
+            If it does not exist any more: the tracker does not keep it alive.
+        """
+        model = self._model()
+        if model is None:
+            raise RuntimeError("the tracked model does not exist any more")
+        return model
+
+    def start_matrices(self) -> list[torch.Tensor]:
+        """Return the tracked weights as they were at the start, as matrices, in the order of `matrices`.
+
+        Raises
+        ------
+        ValueError
+            After ``track(.., change=False)``.
+        """
+        if self._start is None:
+            raise ValueError("the start is not known because of change=False")
+        return [m.start_matrix(start) for m, start in zip(self.matrices, self._start, strict=True)]
+
     # ------------------------------------------------------------------------------------- records
 
     def advance(self) -> None:
