@@ -71,7 +71,7 @@ def report(name: str, seed: int, quick: bool) -> dict[str, Any]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         order = torch.Generator().manual_seed(seed)
         for _ in range(_QUICK_EPOCHS if quick else _EPOCHS):
-            for rows in torch.randperm(len(inputs), generator=order).split(_BATCH):
+            for rows in torch.split(torch.randperm(len(inputs), generator=order), _BATCH):
                 optimizer.zero_grad()
                 torch.autograd.backward(F.cross_entropy(model(inputs[rows]), targets[rows]))
                 optimizer.step()
@@ -156,7 +156,7 @@ def _build(name: str) -> Any:
                 )
 
             def forward(self, x: torch.Tensor) -> torch.Tensor:
-                found: torch.Tensor = self.body(x.unflatten(1, (1, 28, 28)))
+                found: torch.Tensor = self.body(x.reshape(-1, 1, 28, 28))
                 return found
 
         return Images()
@@ -171,7 +171,7 @@ def _build(name: str) -> Any:
                 self.head = nn.Linear(128, _N_CLASSES)
 
             def forward(self, x: torch.Tensor) -> torch.Tensor:
-                found: torch.Tensor = self.head(self.lstm(x.unflatten(1, (28, 28)))[0][:, -1])
+                found: torch.Tensor = self.head(self.lstm(x.reshape(-1, 28, 28))[0][:, -1])
                 return found
 
         return Rows()
@@ -190,6 +190,8 @@ def _build(name: str) -> Any:
                     n_head=4,
                     n_positions=16,
                     vocab_size=1,
+                    bos_token_id=0,
+                    eos_token_id=0,
                     resid_pdrop=0,
                     embd_pdrop=0,
                     attn_pdrop=0,
