@@ -276,7 +276,7 @@ def subspace_report(
         )
         learns, text = _judge(layer, count, score, share, least, part)
         reports[matrix.name] = replace(layer, learns_in_subspace=learns, verdict=text)
-    joint = tests.joint_scores([k for k in wanted if k <= min(most)])
+    joint = tests.joint_scores(wanted)  # layers of fewer singular values keep all of them
     return SubspaceReport(count, reports, score, joint)
 
 
