@@ -19,6 +19,7 @@ from .full_batch import Descent, descend
 from .images import Batches, ImageData, Samples, load_images
 from .initial import initialize_, orthogonal_
 from .layers import WeightMatrix, select_modules, weight_matrices
+from .low_rank.compression import CompressedLayer, Compression, compress
 from .models import MLP, VGG, DeepLinear, HybridMLP, ViT
 from .operators import DeviceMatrix
 from .overparameterize import collapse, overparameterize
@@ -45,6 +46,8 @@ __all__ = [
     "CheckpointFile",
     "ClassGeometry",
     "ClassStatistics",
+    "CompressedLayer",
+    "Compression",
     "DeepLinear",
     "DeepLoRA",
     "Descent",
@@ -71,6 +74,7 @@ __all__ = [
     "adapter_updates",
     "balance",
     "collapse",
+    "compress",
     "descend",
     "initialize_",
     "layer_outputs",
