@@ -173,18 +173,26 @@ class _Sum:
         self.second = self.total.clone() if self._is_embedding else self.total.new_zeros(size, size)
 
     def add(self, x: torch.Tensor) -> None:
-        """Add the inputs of one call."""
+        """Add the inputs of one call; inputs of another width are left to the layer's own error."""
         if self._is_embedding:
             counts = torch.bincount(x.flatten().to(self.total.device), minlength=len(self.total)).double()
             self.count += x.numel()
             self.total += counts
             self.second += counts
             return
+        if not self._has_wanted_width(x):
+            return
         for rows in self._list_rows(x):
             values = rows.to(self.total)
             self.count += len(values)
             self.total += values.sum(0)
             self.second.addmm_(values.T, values)
+
+    def _has_wanted_width(self, x: torch.Tensor) -> bool:
+        if isinstance(self._module, nn.modules.conv._ConvNd):
+            n_axes = len(self._module.kernel_size)
+            return x.ndim > n_axes and x.shape[-n_axes - 1] == self._module.in_channels
+        return x.ndim > 0 and x.shape[-1] == len(self.total)
 
     def _list_rows(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield input vectors as rows (k, n), in chunks that fit into the memory for patches."""

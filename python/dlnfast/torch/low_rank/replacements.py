@@ -231,6 +231,13 @@ def find_obstacle(module: nn.Module, attribute: str, use: WeightUse, model: nn.M
     if (sharing := use.sharing.get(id(module))) is not None:
         others = ", ".join(map(repr, sharing))
         return Obstacle(ValueError, f"shares its weight with {others}; compression would separate them")
+    if (attribute_reader := use.attribute_readers.get(id(module))) is not None:
+        parent, name = attribute_reader
+        return Obstacle(
+            TypeError,
+            f"has an attribute {name!r} that the forward pass of a {type(parent).__name__} reads; the pair "
+            "of layers in its place has none",
+        )
     return _find_unsuitable_state(module, model)
 
 
