@@ -402,7 +402,7 @@ def _is_saving(target: _Target, form: Form, rank: int) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Fit:
-    """Low-rank factors of one matricisation of a weight, and the squared error that they are chosen by."""
+    """Low-rank factors of one matricisation of a weight, and their squared error, to compare forms."""
 
     form: Form
     left: torch.Tensor
@@ -430,17 +430,25 @@ class _Fitter:
     def reference(self) -> float:
         """Return the squared norm of the weight, or of the layer's output on the data."""
         if self.moment is None:
-            return sum_of_squares(self.weight)
+            return self.squared_norm()
         bias = None if self.bias is None else self.bias.to(self.moment.total)
         return self.moment.squared_output(self.weight.to(self.moment.total).flatten(1), bias)
 
+    def squared_norm(self) -> float:
+        """Return the squared norm of the weight."""
+        if self.moment is None and self._approximations:
+            return next(iter(self._approximations.values())).total
+        return sum_of_squares(self.weight)
+
     def fit(self, form: Form, rank: int) -> _Fit:
         """Return the best factors for a form and a rank."""
-        matrix = form.to_matrix(self.weight)
-        basis = self._approximate(form).find_basis(rank)
-        left, right = basis, basis.T @ matrix.double()
+        approximation = self._approximate(form)
+        left = approximation.find_basis(rank)
+        right = approximation.project(left)
+        if len(self.target.forms) == 1 and len(form.left) == 1:
+            return _Fit(form, left, right, 0.0)  # nothing to compare it with
         if self.moment is None:
-            return _Fit(form, left, right, squared_difference(matrix, left, right))
+            return _Fit(form, left, right, squared_difference(form.to_matrix(self.weight), left, right))
         if len(form.left) > 1:
             left = self._refit(form, left, right)
         return _Fit(form, left, right, self.squared_error(form, left, right))
@@ -580,7 +588,7 @@ def _make_pair(fitter: _Fitter, fit: _Fit, moments: Mapping[str, Moment | None])
         rank=fit.rank,
         parameters_before=_count_parameters(module),
         parameters_after=_count_parameters(new),
-        weight_error=_divide(squared_difference(matrix, left, right), sum_of_squares(matrix)),
+        weight_error=_divide(squared_difference(matrix, left, right), fitter.squared_norm()),
         output_error=errors["data"],
         held_out_error=errors["held_out"],
     )

@@ -278,11 +278,17 @@ def _find_unsuitable_state(module: nn.Module, model: nn.Module) -> Obstacle | No
         return Obstacle(TypeError, "contains other modules, such as adapters; wanted a plain layer")
     if any(getattr(module, hooks, None) for hooks in _HOOKS):
         return Obstacle(ValueError, "has hooks, which would be lost; remove them first")
-    if not bool(torch.isfinite(weight.detach()).all()):
+    if not _is_finite(weight.detach()):
         return Obstacle(ValueError, "has a weight that is not finite")
-    if bias is not None and not bool(torch.isfinite(bias).all()):
+    if bias is not None and not _is_finite(bias):
         return Obstacle(ValueError, "has a bias that is not finite")
     return None
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return math.isfinite(
+        float(torch.linalg.vector_norm(tensor, math.inf))
+    )  # several times faster than isfinite
 
 
 def _find_silent_reader(module: nn.Module, model: nn.Module) -> nn.Module | None:

@@ -86,6 +86,12 @@ class Approximation:
             self._vectors, self._energies = self._decompose(rank)
         return self._vectors[:, :rank]
 
+    def project(self, basis: torch.Tensor) -> torch.Tensor:
+        """Return ``basis^T M`` in float64, computed in float32 if M is large and not in float64."""
+        if self._is_small() or self._second is not None or self._matrix.dtype == torch.float64:
+            return basis.T @ self._in_double()
+        return (basis.T.float() @ self._matrix.float()).double()
+
     def find_rank(self, target: float) -> int:
         """Return the smallest rank, at least 1, with ``||(M - M_r) S^{1/2}||_F^2 <= target``."""
         rank = self.highest_rank if self._is_small() else min(_FIRST_RANK, self.highest_rank)
