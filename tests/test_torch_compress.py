@@ -233,6 +233,15 @@ def test_the_iteration_finds_the_error_of_lapack(spectrum, dtype, monkeypatch):
         assert found - least <= 1e-6 * least + floor
 
 
+def test_the_iteration_does_not_depend_on_the_scale(monkeypatch):
+    monkeypatch.setattr(truncate, "_DIRECT", 100)
+    matrix = torch.randn(300, 300)
+    for scale in (1e-25, 1.0, 1e25):
+        basis = truncate.Approximation(scale * matrix).find_basis(10)
+        error = truncate.squared_difference(matrix, basis, basis.T @ matrix.double()) ** 0.5
+        assert abs(error / float(torch.linalg.svdvals(matrix.double())[10:].norm()) - 1) <= 1e-6
+
+
 def test_large_layers_get_the_rank_of_a_tolerance(monkeypatch):
     monkeypatch.setattr(truncate, "_DIRECT", 100)
     left, right = (torch.linalg.qr(torch.randn(n, 300, dtype=F64))[0] for n in (300, 320))

@@ -137,10 +137,11 @@ class Approximation:
         size = len(self._matrix)
         is_single = self._second is None and self._matrix.dtype != torch.float64
         if is_single:
-            matrix = self._matrix.float()
-            found = find_leading(lambda x: (x @ matrix) @ matrix.T, size, rank, self.total, matrix)
-            if self.total - float(found[1].sum()) > _NEEDS_DOUBLE * self.total:
-                return found
+            # Squares of unscaled weights can underflow in float32.
+            matrix = self._matrix.float() / math.sqrt(self.total)
+            vectors, shares = find_leading(lambda x: (x @ matrix) @ matrix.T, size, rank, 1.0, matrix)
+            if 1.0 - float(shares.sum()) > _NEEDS_DOUBLE:
+                return vectors, shares * self.total
         double = self._in_double()
         return find_leading(lambda x: self._weigh(x @ double) @ double.T, size, rank, self.total, double)
 
