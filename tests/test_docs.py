@@ -27,6 +27,7 @@ NEEDED = {
     "pytorch": ["torch"],
     "runs": ["xarray", "zarr", "h5netcdf"],
     "sharded": ["torch"],
+    "shrink": ["torch"],
     "sweeps": ["pandas", "distributed"],
     "threads": ["torch"],
 }

@@ -20,6 +20,7 @@ from .full_batch import Descent, descend
 from .images import Batches, ImageData, Samples, load_images
 from .initial import initialize_, orthogonal_
 from .layers import WeightMatrix, select_modules, weight_matrices
+from .low_rank.compression import CompressedLayer, Compression, compress
 from .low_rank.factorize import Factorization, factorize
 from .models import MLP, VGG, DeepLinear, HybridMLP, ViT
 from .operators import DeviceMatrix
@@ -48,6 +49,8 @@ __all__ = [
     "CheckpointFile",
     "ClassGeometry",
     "ClassStatistics",
+    "CompressedLayer",
+    "Compression",
     "DeepLinear",
     "DeepLoRA",
     "Descent",
@@ -77,6 +80,7 @@ __all__ = [
     "adapter_updates",
     "balance",
     "collapse",
+    "compress",
     "descend",
     "factorize",
     "initialize_",

@@ -36,11 +36,15 @@ class WeightUse:
         Another module that reads the weight in its forward pass, whether it also calls the module or not.
     parent_names : dict of int to tuple of str
         Names under which parent modules register the module.
+    attribute_readers : dict of int to (Module, str)
+        Another module whose forward pass reads an attribute of the module, such as ``self.fc.weight.dtype``,
+        and the attribute. Attributes that a `torch.nn.Sequential` has, too, do not count.
     """
 
     sharing: dict[int, tuple[str, ...]]
     readers: dict[int, nn.Module]
     parent_names: dict[int, tuple[str, ...]]
+    attribute_readers: dict[int, tuple[nn.Module, str]]
 
 
 def find_weight_use(model: nn.Module) -> WeightUse:
@@ -62,7 +66,9 @@ def find_weight_use(model: nn.Module) -> WeightUse:
     `torch.nn.TransformerEncoderLayer` does not count as a reader: it calls its layers if one of them has a
     hook.
     """
-    return WeightUse(_find_sharing(model), _find_readers(model), _find_parent_names(model))
+    return WeightUse(
+        _find_sharing(model), _find_readers(model), _find_parent_names(model), _find_attribute_readers(model)
+    )
 
 
 def _find_parent_names(model: nn.Module) -> dict[int, tuple[str, ...]]:
@@ -145,6 +151,25 @@ def _find_memory(tensor: torch.Tensor) -> tuple[int, int, int]:
     return -id(tensor), 0, 1
 
 
+def _find_attribute_readers(model: nn.Module) -> dict[int, tuple[nn.Module, str]]:
+    found: dict[int, tuple[nn.Module, str]] = {}
+    paths: dict[type, list[tuple[str, ...]]] = {}
+    for module in model.modules():
+        kind = type(module)
+        if kind not in paths:
+            paths[kind] = list(_find_paths_read(kind))
+        for path in paths[kind]:
+            target = module
+            for name in path:
+                child = target._modules.get(name)
+                if child is None:
+                    if target is not module and not hasattr(nn.Sequential, name) and name != "training":
+                        found.setdefault(id(target), (module, name))
+                    break
+                target = child
+    return found
+
+
 def _find_readers(model: nn.Module) -> dict[int, nn.Module]:
     reads: dict[type, frozenset[tuple[str, ...]]] = {}
     found: dict[int, nn.Module] = {}
@@ -163,6 +188,14 @@ def _find_readers(model: nn.Module) -> dict[int, nn.Module]:
 
 def _find_weights_read(kind: type) -> Iterator[tuple[str, ...]]:
     """Yield the attribute paths of modules that have their weight read by the forward pass of a class."""
+    for chain in _find_paths_read(kind):
+        for i, name in enumerate(chain):
+            if name == "weight" and i > 0 and not _PROPERTIES.intersection(chain[i + 1 : i + 2]):
+                yield chain[:i]
+
+
+def _find_paths_read(kind: type) -> Iterator[tuple[str, ...]]:
+    """Yield the attribute paths that the forward pass of a class reads, and the methods that it names."""
     seen: set[str] = set()
     waiting = ["forward"]
     while waiting:
@@ -173,9 +206,7 @@ def _find_weights_read(kind: type) -> Iterator[tuple[str, ...]]:
         for code in _find_code(kind, method):
             for chain in _find_attribute_paths(code, code.co_varnames[0]):
                 waiting.append(chain[0])
-                for i, name in enumerate(chain):
-                    if name == "weight" and i > 0 and not _PROPERTIES.intersection(chain[i + 1 : i + 2]):
-                        yield chain[:i]
+                yield chain
 
 
 def _find_code(kind: type, method: str) -> Iterator[CodeType]:

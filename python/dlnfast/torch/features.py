@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -15,12 +13,11 @@ from torch import nn
 from .._support.arrays import check_choice, check_count
 from .._support.errors import ShapeError
 from ._names import unwrap_model
-from ._reading import preserve_state
+from ._running import Mode, call_model, disable_compilation, find_device, move_inputs, preserve_model
 from .layers import PENULTIMATE, LayerChoice, select_modules
 from .probes import RidgeProbes, SGDProbes, check_repeatable, gather_statistics
 from .statistics import ClassGeometry, ClassStatistics, check_labels
 
-Mode = Literal["eval", "train", "keep"]
 Pool = Literal["flatten", "mean"] | Callable[[torch.Tensor], torch.Tensor]
 
 #: Name of the model's input among the features.
@@ -56,7 +53,7 @@ class LayerOutputs:
         self._model, self._batches = model, batches
         self._mode: Mode = mode
         self._of, self._pool = of, pool
-        self._device = _find_device(model) if device is None else torch.device(device)
+        self._device = find_device(model) if device is None else torch.device(device)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,16 +65,16 @@ class LayerOutputs:
         empty = True
         for inputs, labels in _iterate_pairs(self._batches):
             empty = False
-            moved = _move_inputs(inputs, self._device)
+            moved = move_inputs(inputs, self._device)
             features: dict[str, torch.Tensor] = {}
             if self._takes_input:
                 features[INPUT] = self._to_rows(moved, INPUT)
             if self._candidates:
-                with torch.no_grad(), _preserve_model(self._model, self._mode):
+                with torch.no_grad(), preserve_model(self._model, self._mode):
                     self._modules = _find_penultimate(self._model, self._candidates, moved)
                 self._candidates = {}
             if self._modules:
-                with torch.no_grad(), _preserve_model(self._model, self._mode):
+                with torch.no_grad(), preserve_model(self._model, self._mode):
                     features |= self._run_with_hooks(moved)
             for name, rows in features.items():
                 if len(rows) != len(labels):
@@ -100,8 +97,8 @@ class LayerOutputs:
                 else:
                     hook = self._input_hook(found, name)
                     handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            with _disable_compilation():
-                _call_model(self._model, inputs)
+            with disable_compilation():
+                call_model(self._model, inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -423,8 +420,8 @@ def _find_penultimate(
 
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
     try:
-        with _disable_compilation():
-            _call_model(model, inputs)
+        with disable_compilation():
+            call_model(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -433,56 +430,9 @@ def _find_penultimate(
     return dict([list(called.items())[-2]])
 
 
-def _find_device(model: nn.Module) -> torch.device:
-    first = next(iter(model.parameters()), next(iter(model.buffers()), None))
-    return torch.device("cpu") if first is None else first.device
-
-
-def _move_inputs(inputs: Any, device: torch.device) -> Any:
-    if isinstance(inputs, Mapping):
-        return {name: _move_inputs(part, device) for name, part in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return tuple(_move_inputs(part, device) for part in inputs)
-    return inputs.to(device) if isinstance(inputs, torch.Tensor) else inputs
-
-
-def _call_model(model: nn.Module, inputs: Any) -> None:
-    if isinstance(inputs, dict):
-        model(**inputs)
-    elif isinstance(inputs, tuple):
-        model(*inputs)
-    else:
-        model(inputs)
-
-
-def _disable_compilation() -> AbstractContextManager[Any]:
-    """Run compiled models uncompiled in the block, because compiled code does not call new hooks."""
-    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):  # before PyTorch 2.6
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
-
-
 def _pool_positions(values: torch.Tensor, pool: str) -> torch.Tensor:
     if pool == "mean" and values.ndim > 3:
         return values.flatten(2).mean(dim=2)
     if pool == "mean" and values.ndim == 3:
         return values.mean(dim=1)
     return values.reshape(len(values), -1)
-
-
-@contextmanager
-def _preserve_model(model: nn.Module, mode: Mode) -> Iterator[None]:
-    """Set the mode of a model; restore modes, buffers and random states at the end of the block."""
-    flags = [(module, module.training) for module in model.modules()]
-    with preserve_state(model):
-        try:
-            if mode != "keep":
-                model.train(mode == "train")
-            yield
-        finally:
-            if mode != "keep":
-                # The model's own method may do more than set flags. Then restore the flag of each module.
-                model.train(flags[0][1])
-                for module, training in flags:
-                    module.training = training
