@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
 from helpers.figures import run_figure  # noqa: E402
+from tolerances import tolerance  # noqa: E402
 
 from dlnfast import figures  # noqa: E402
 from dlnfast.cli import main  # noqa: E402
@@ -195,7 +196,7 @@ def test_low_rank_mlp_writes_its_numbers(tmp_path, image_folder):
         for record in records:
             shares = np.array(record["inside"])
             assert shares.shape == (5, 2)
-            assert np.all((shares >= 0) & (shares <= 1))
+            assert np.all((shares >= 0) & (shares <= 1 + tolerance(np.float32, 28 * 28)))
             assert np.all(shares[0] > np.array(record["random"][0]))
             assert record["loss"][-1] < record["loss"][0]
         # The first update is the gradient, whose leading directions the subspace has; tanh is odd and smooth.
