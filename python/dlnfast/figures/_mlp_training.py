@@ -270,6 +270,8 @@ def train_methods(
             "layers": list(method.layers),
             "init": method.init,
             "rank": method.rank,
+            "n_images": len(split.train.labels),
+            "width": settings.width,
             "learning_rate": rate,
             "validation_accuracy": tried,
             **summarise(own),

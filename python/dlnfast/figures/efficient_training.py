@@ -203,6 +203,7 @@ def _table(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
 
 def draw(settings: Settings, result: Result) -> Figure:
     """Draw a panel per data set: mean test accuracy over the time of training, with bands."""
+    del settings  # results of an earlier call have others
     from matplotlib.figure import Figure
 
     records = result.displays["records"]
@@ -212,12 +213,11 @@ def draw(settings: Settings, result: Result) -> Figure:
         _draw_panel(ax, found)
         ax.set_title(_TITLES[dataset], fontsize=12)
     write_below(figure, result.displays["claims"])
-    some = next(iter(records.values()))
-    n_runs, n_epochs = len(some[0]["runs"]), some[0]["epochs"][-1]
+    some = next(iter(records.values()))[0]
+    images = ", ".join(f"{found[0]['n_images']:,}" for found in records.values())
     figure.suptitle(
-        f"Efficient training of an MLP, penultimate layer {settings.width} x {settings.width}, products of "
-        f"{settings.depth} factors: {10 * settings.per_class:,} images, {n_epochs} epochs, mean and standard "
-        f"deviation of {n_runs} seeds",
+        f"Efficient training of an MLP of width {some['width']}, {images} images, {some['epochs'][-1]} epochs: "
+        f"mean and standard deviation of {len(some['runs'])} seeds",
         fontsize=12,
     )
     return figure

@@ -258,17 +258,13 @@ def _share_inside(left: Array, right: Array, change: Array) -> float:
 def _displays(networks: Mapping[str, Any], energy: Mapping[str, Any]) -> dict[str, LineDisplay]:
     panels = {}
     for activation, found in networks.items():
-        starts = list(dict.fromkeys(record["init"] for record in found["low rank"]))
-        ranks = list(dict.fromkeys(record["rank"] for record in found["low rank"]))
-
-        def column(start: str, name: str, rows: list[dict[str, Any]]) -> list[float]:
-            return [100 * row[name][-1] for row in rows if row["init"] == start]
-
         rows = found["low rank"]
+        starts = list(dict.fromkeys(record["init"] for record in rows))
+        ranks = list(dict.fromkeys(record["rank"] for record in rows))
         panels[f"accuracy {activation}"] = LineDisplay(
             ranks,
-            {start: column(start, "mean", rows) for start in starts},
-            spread={start: column(start, "deviation", rows) for start in starts},
+            {start: _select(rows, start, "mean") for start in starts},
+            spread={start: _select(rows, start, "deviation") for start in starts},
             x_label="rank $r$ of the hidden layers",
             y_label="test accuracy [%]",
             levels={"full network": 100 * found["full"]["mean"][-1]},
@@ -290,6 +286,11 @@ def _displays(networks: Mapping[str, Any], energy: Mapping[str, Any]) -> dict[st
             levels={"random subspace": 100 * float(np.mean(random)), f"{100 * _ENERGY:.0f} %": 100 * _ENERGY},
         )
     return panels
+
+
+def _select(rows: Sequence[Mapping[str, Any]], start: str, name: str) -> list[float]:
+    """Return a percentage at the end of the training for a start, over its ranks."""
+    return [100 * row[name][-1] for row in rows if row["init"] == start]
 
 
 def _check_accuracy(activation: str, found: Mapping[str, Any]) -> list[Claim]:
@@ -392,6 +393,7 @@ def _table(networks: Mapping[str, Any], energy: Mapping[str, Any]) -> list[str]:
 
 def draw(settings: Settings, result: Result) -> Figure:
     """Draw accuracy over rank for each activation, and energy over the steps for both inputs."""
+    del settings  # results of an earlier call have others
     from matplotlib.figure import Figure
 
     panels = {name: display for name, display in result.displays.items() if name != "claims"}
@@ -410,7 +412,7 @@ def draw(settings: Settings, result: Result) -> Figure:
     write_below(figure, result.displays["claims"])
     some = next(iter(result.numbers["networks"].values()))["full"]
     figure.suptitle(
-        f"MLPs of low rank on {10 * settings.per_class:,} Fashion-MNIST images, width {settings.width}, "
+        f"MLPs of low rank on {some['n_images']:,} Fashion-MNIST images, width {some['width']}, "
         f"{some['epochs'][-1]} epochs: mean and standard deviation of {len(some['runs'])} seeds",
         fontsize=12.5,
     )
