@@ -211,12 +211,11 @@ def draw(settings: Settings, result: Result) -> Figure:
     axes = figure.subplots(1, len(records), squeeze=False)[0]
     for ax, (dataset, found) in zip(axes, records.items(), strict=True):
         _draw_panel(ax, found)
-        ax.set_title(_TITLES[dataset], fontsize=12)
+        ax.set_title(f"{_TITLES[dataset]}, {found[0]['n_images']:,} images", fontsize=12)
     write_below(figure, result.displays["claims"])
     some = next(iter(records.values()))[0]
-    images = ", ".join(f"{found[0]['n_images']:,}" for found in records.values())
     figure.suptitle(
-        f"Efficient training of an MLP of width {some['width']}, {images} images, {some['epochs'][-1]} epochs: "
+        f"Efficient training of an MLP of width {some['width']}, {some['epochs'][-1]} epochs: "
         f"mean and standard deviation of {len(some['runs'])} seeds",
         fontsize=12,
     )
