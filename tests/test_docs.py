@@ -23,6 +23,7 @@ NEEDED = {
     "data": ["dask"],
     "deep_lora": ["torch", "peft", "safetensors"],
     "losses": ["torch"],
+    "low-rank-training": ["torch"],
     "networks": ["torch"],
     "pytorch": ["torch"],
     "runs": ["xarray", "zarr", "h5netcdf"],

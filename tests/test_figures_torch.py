@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is optional")
 from helpers.figures import run_figure  # noqa: E402
+from tolerances import tolerance  # noqa: E402
 
 from dlnfast import figures  # noqa: E402
 from dlnfast.cli import main  # noqa: E402
@@ -125,6 +126,111 @@ def test_penultimate_spectra_writes_its_numbers(tmp_path, image_folder):
     assert len(found["claims"]) == 12
 
 
+RATES = ["--learning-rates", "0.001", "0.003", "--rate-runs", "1", "--batch-size", "40"]
+
+
+@pytest.fixture(scope="module")
+def efficient_training(tmp_path_factory, image_folder):
+    """Folder and numbers of a small efficient-training."""
+    folder = tmp_path_factory.mktemp("efficient")
+    options = [*SMALL, *RATES, "--width", "32", "--rank", "4", "--epochs", "4", "--every", "2", "--runs", "2"]
+    found = run_figure(folder, "efficient-training", *options, "--data", str(image_folder))
+    return folder, found["numbers"]
+
+
+def test_efficient_training_writes_its_numbers(efficient_training):
+    _, found = efficient_training
+    n_inputs = {"fashion-mnist": 28 * 28, "cifar10": 3 * 32 * 32}
+    for dataset, records in found["networks"].items():
+        first = 32 * n_inputs[dataset]
+        others = 32 + 32 + 10 * 32 + 10
+        # Plain layers; three full factors; 32 x 4, 4 x 4 and 4 x 32; the same in the first layer.
+        product = 32 * 4 + 4 * 4 + 4 * 32
+        expected = [
+            first + 32 * 32 + others,
+            first + 3 * 32 * 32 + others,
+            first + product + others,
+            4 * n_inputs[dataset] + 4 * 4 + 32 * 4 + product + others,
+        ]
+        assert [record["n_parameters"] for record in records] == expected
+        for record in records:
+            assert record["epochs"] == [2, 4]
+            last = [run["test_accuracy"][-1] for run in record["runs"]]
+            assert [run["seed"] for run in record["runs"]] == [0, 1]
+            assert record["mean"][-1] == pytest.approx(np.mean(last))
+            assert record["deviation"][-1] == pytest.approx(np.std(last, ddof=1))
+            tried = record["validation_accuracy"]
+            assert tried[f"{record['learning_rate']:g}"] == max(tried.values())
+            assert len(tried) == 2
+            # The curve starts after the set-up of the factors, and tests take none of its time.
+            epochs = np.median([run["epoch_seconds"] for run in record["runs"]], axis=0)
+            assert record["seconds"][-1] == pytest.approx(record["setup_seconds"] + epochs.sum())
+            assert record["milliseconds_per_step"] == pytest.approx(1e3 * np.median(epochs) / 3)
+    assert len(found["claims"]) == 8
+
+
+def test_results_of_an_earlier_call_are_drawn_again(efficient_training, tmp_path, capsys):
+    folder, found = efficient_training
+    results = folder / "efficient-training.json"
+    again = run_figure(tmp_path, "efficient-training", "--results", str(results))["numbers"]
+    assert again == found
+    assert main(["figure", "low-rank-mlp", "--results", str(results), "--out", str(tmp_path)]) == 2
+    assert "has no 'energy'" in capsys.readouterr().err
+
+
+def test_low_rank_mlp_writes_its_numbers(tmp_path, image_folder):
+    options = [*SMALL, *RATES, "--width", "32", "--ranks", "4", "20", "--epochs", "3", "--runs", "2"]
+    options += ["--energy-per-class", str(PER_CLASS), "--energy-steps", "5", "--energy-activations", "tanh"]
+    options += ["relu", "--activations", "relu", "--data", str(image_folder)]
+    found = run_figure(tmp_path, "low-rank-mlp", *options)["numbers"]
+    rows = found["networks"]["relu"]["low rank"]
+    assert {(row["init"], row["rank"]) for row in rows} == {
+        (start, rank) for start in ("gradient", "surrogate", "random") for rank in (4, 20)
+    }
+    panel = found["panels"]["accuracy relu"]
+    assert panel["x"] == [4, 20]
+    for start, curve in panel["curves"].items():
+        assert curve == pytest.approx([100 * row["mean"][-1] for row in rows if row["init"] == start])
+    for records in found["energy"].values():
+        tanh, relu = records
+        for record in records:
+            shares = np.array(record["inside"])
+            assert shares.shape == (5, 2)
+            assert np.all((shares >= 0) & (shares <= 1 + tolerance(np.float32, 28 * 28)))
+            assert np.all(shares[0] > np.array(record["random"][0]))
+            assert record["loss"][-1] < record["loss"][0]
+        # The first update is the gradient, whose leading directions the subspace has; tanh is odd and smooth.
+        assert min(tanh["inside"][0]) > 0.9
+        assert min(tanh["inside"][-1]) > min(relu["inside"][-1])
+    texts = [claim["text"] for claim in found["claims"]]
+    assert 'ReLU, r = 20: "gradient" is at least 0.7 points above "random"' in texts
+    assert len(texts) == 4 + 2 * 2
+
+
+def test_rates_that_diverge_are_not_chosen():
+    from dlnfast.figures import _mlp_training, efficient_training
+    from dlnfast.torch import ImageData, Samples
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 1, 4, 4, generator=generator)
+    labels = (inputs[:, 0, 0, 0] > 0).long()
+    samples = Samples(inputs, labels)
+    split = _mlp_training.split_images(ImageData(samples, samples, (0.0,), (1.0,), 2), seed=0)
+    assert len(split.validation.labels) == 12
+    assert len(split.part.labels) == 48
+    # The parts are those of the training images, each with its own label.
+    joined = torch.cat([split.validation.inputs, split.part.inputs])
+    assert torch.equal(joined, split.train.inputs)
+    assert torch.equal((split.train.inputs[:, 0, 0, 0] > 0).long(), split.train.labels)
+    settings = efficient_training.Settings(
+        width=8, epochs=3, batch_size=16, learning_rates=(1e30, 1e-2), rate_runs=1
+    )
+    rate, found = _mlp_training.choose_rate(settings, _mlp_training.Method("original"), "relu", split)
+    assert rate == 1e-2
+    assert found["1e+30"] == 0.0
+    assert found["0.01"] > 0.0
+
+
 def test_relu_panels_are_drawn(tmp_path, capsys):
     options = ["--activations", "linear", "relu", "--runs", "1", "--depths", "3", "--relu-depths", "3"]
     options += ["--scales", "0.5", "--inits", "orthogonal", "normal", "--relu-steps", "3000"]
@@ -168,6 +274,10 @@ assert main(["figure", "penultimate-spectra", "--out", sys.argv[1]]) == 2
         ("role-of-depth", ["--runs", "0"], "runs is 0"),
         ("role-of-depth", ["--totals", "1"], "totals[0] is 1"),
         ("penultimate-spectra", ["--depth", "2"], "depth is 2"),
+        ("efficient-training", ["--depth", "1"], "depth is 1"),
+        ("efficient-training", ["--every", "0"], "every is 0"),
+        ("low-rank-mlp", ["--ranks", "600"], "ranks[0] is 600"),
+        ("low-rank-mlp", ["--results", "/nowhere"], "/nowhere"),
         ("penultimate-spectra", ["--records", "0"], "records is 0"),
     ],
 )

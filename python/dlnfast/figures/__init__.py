@@ -64,6 +64,8 @@ FIGURES: Final = {
     "mlp-vs-hybrid": "features of an MLP and of a network with linear deep layers, on CIFAR-10",
     "role-of-depth": "probes, compression and test accuracy of networks with more and more layers",
     "penultimate-spectra": "the change of the penultimate weight in the training of four kinds of networks",
+    "efficient-training": "accuracy over training time of an MLP with plain, deep and compressed layers",
+    "low-rank-mlp": "MLPs of low rank from three starts, and the subspace of the updates of the full one",
     "bert-subspaces": "updates of full width of a pretrained BERT: spectra, subspaces on the way, loss",
     "deep-lora-fewshot": "LoRA beside Deep LoRA: few examples, too large a rank, rank of the update",
     "scaling": "time per step and memory against all sizes, beside NumPy, PyTorch and JAX",
