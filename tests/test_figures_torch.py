@@ -178,6 +178,26 @@ def test_results_of_an_earlier_call_are_drawn_again(efficient_training, tmp_path
     assert "has no 'energy'" in capsys.readouterr().err
 
 
+def test_compression_writes_its_numbers(tmp_path, image_folder):
+    options = [*SMALL, "--width", "40", "--vgg-width", "0.1", "--vit-dim", "32", "--vit-depth", "1"]
+    options += ["--epochs", "2", "--runs", "2", "--ranks", "4", "12", "--n-data", "40", "--batch-size", "30"]
+    found = run_figure(tmp_path, "compression", *options, "--data", str(image_folder))["numbers"]
+    assert list(found["networks"]) == ["mlp", "vgg", "vit"]
+    for family, record in found["networks"].items():
+        assert record["ranks"] == [4, 12]
+        methods = record["methods"]
+        assert list(methods) == ["weights", "data", "pruning"]
+        for method in methods.values():
+            assert np.shape(method["runs"]) == (2, 2)
+            np.testing.assert_allclose(method["mean"], np.mean(method["runs"], axis=1))
+            np.testing.assert_allclose(method["deviation"], np.std(method["runs"], axis=1, ddof=1))
+            assert method["parameters"][0] < 0.7 * record["parameters"], family
+        assert methods["pruning"]["parameters"] == methods["data"]["parameters"]
+        assert methods["pruning"]["error"] == [None, None]
+        assert all(error > 0 for error in methods["weights"]["error"][:1])
+    assert len(found["claims"]) == 9
+
+
 def test_low_rank_mlp_writes_its_numbers(tmp_path, image_folder):
     options = [*SMALL, *RATES, "--width", "32", "--ranks", "4", "20", "--epochs", "3", "--runs", "2"]
     options += ["--energy-per-class", str(PER_CLASS), "--energy-steps", "5", "--energy-activations", "tanh"]

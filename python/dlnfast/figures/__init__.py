@@ -65,6 +65,7 @@ FIGURES: Final = {
     "role-of-depth": "probes, compression and test accuracy of networks with more and more layers",
     "penultimate-spectra": "the change of the penultimate weight in the training of four kinds of networks",
     "efficient-training": "accuracy over training time of an MLP with plain, deep and compressed layers",
+    "compression": "accuracy over parameters of networks compressed to low rank, or pruned",
     "low-rank-mlp": "MLPs of low rank from three starts, and the subspace of the updates of the full one",
     "bert-subspaces": "updates of full width of a pretrained BERT: spectra, subspaces on the way, loss",
     "deep-lora-fewshot": "LoRA beside Deep LoRA: few examples, too large a rank, rank of the update",
