@@ -158,7 +158,7 @@ def _make_network(settings: Settings, family: str, data: Any, seed: int) -> Any:
             "n_heads": 4,
             "patch_size": 4,
         }
-        model = ViT(**sizes, patch_size=4, n_classes=data.n_classes, **common)
+        model = ViT(**sizes, n_classes=data.n_classes, **common)
     return model.to(settings.device)
 
 
