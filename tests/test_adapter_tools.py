@@ -573,6 +573,16 @@ def test_peft_loads_a_truncated_adapter_of_different_ranks(tmp_path):
 
 
 @needs_peft
+def test_an_orthogonal_initialization_allows_odd_ranks_after_resizing(tmp_path):
+    import peft
+
+    adapt(r=6, init_lora_weights="orthogonal", target_modules=["fc"]).save_pretrained(tmp_path / "x")
+    dt.resize_adapter(tmp_path / "x", tmp_path / "y", rank=3)
+    loaded = peft.PeftModel.from_pretrained(Mixed(), tmp_path / "y")
+    assert loaded.base_model.model.fc.r["default"] == 3
+
+
+@needs_peft
 def test_an_audit_agrees_with_the_updates_of_peft(tmp_path):
     model = adapt(r=4, lora_alpha=10, use_rslora=True)
     model.save_pretrained(tmp_path / "x")
@@ -585,14 +595,19 @@ def test_an_audit_agrees_with_the_updates_of_peft(tmp_path):
 
 
 @needs_peft
-def test_real_dora_and_adalora_adapters_are_refused(tmp_path):
+def test_adapters_of_other_methods_of_peft_are_refused(tmp_path):
     import peft
 
     adapt(r=2, use_dora=True, target_modules=["fc"]).save_pretrained(tmp_path / "dora")
     refused(tmp_path / "dora", ValueError, "DoRA", tmp_path)
-    config = peft.LoHaConfig(r=2, target_modules=["fc"])
-    peft.get_peft_model(Mixed(), config).save_pretrained(tmp_path / "loha")
-    refused(tmp_path / "loha", ValueError, "LOHA", tmp_path)
+    configs = {
+        "LOHA": peft.LoHaConfig(r=2, target_modules=["fc"]),
+        "ADALORA": peft.AdaLoraConfig(init_r=2, total_step=100, target_modules=["fc"]),
+        "IA3": peft.IA3Config(target_modules=["fc"], feedforward_modules=[]),
+    }
+    for name, config in configs.items():
+        peft.get_peft_model(Mixed(), config).save_pretrained(tmp_path / name)
+        refused(tmp_path / name, ValueError, f"of type {name}, whose|of type {name}, which", tmp_path)
 
 
 # -------------------------------------------------------------------------------- extract

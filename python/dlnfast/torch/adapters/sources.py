@@ -180,7 +180,10 @@ class LoraFolder(AdapterFile):
             if bias in tensors:
                 tensors[bias] = tensors[bias] * layer.scaling
         ranks = {name: len(svd[1]) for name, svd in svds.items()}
-        files.write_folder(out, tensors, {**self.config, **files.make_rank_settings(ranks)})
+        config = {**self.config, **files.make_rank_settings(ranks)}
+        if config.get("init_lora_weights") == "orthogonal":  # refuses odd ranks, and is replaced at once
+            config["init_lora_weights"] = True
+        files.write_folder(out, tensors, config)
         return roundings
 
 
