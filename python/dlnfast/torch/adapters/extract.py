@@ -124,14 +124,15 @@ def extract_adapter(
 
     Notes
     -----
-    For every weight, the leading singular vectors U of ``D = W_tuned - W_base`` are computed by
-    block subspace iteration in float64. With ``S V^T = U^T D``, the error is :math:`\|D - U S V^T\|_F^2 =
-    \|D\|_F^2 - \sum_i s_i^2` for any orthonormal U, so that the stated error holds even if the iteration has
-    not converged. The factors are written in float32. Layers that do not differ are left out. Biases,
+    For every weight, the leading singular vectors U of ``D = W_tuned - W_base`` are computed by block
+    subspace iteration in float64. With ``S V^T = U^T D``, the error is :math:`\|D - U S V^T\|_F^2 = \|D\|_F^2
+    - \sum_i s_i^2` for any orthonormal U, so that the stated error holds even if the iteration has not
+    converged. The factors are written in float32. Layers that do not differ are left out. Biases,
     normalizations and tensors of other shapes cannot be part of LoRA; `Extraction.left_out` lists those that
-    differ. If a model ties a weight (``lm_head`` to the embedding), safetensors stores one of the two names
-    only, and the adapter changes that layer only. Cost: O(m n k) time for every m x n weight of rank k, until
-    convergence; memory for four copies of the largest weight in float64, and for the adapter.
+    differ. Convolutions are taken to have one group. If a model ties a weight (``lm_head`` to the embedding),
+    safetensors stores one of the two names only, and the adapter changes that layer only. Cost: O(m n k) time
+    for every m x n weight of rank k, until convergence; memory for four copies of the largest weight in
+    float64, and for the adapter.
 
     Examples
     --------
@@ -249,6 +250,9 @@ class _Differences:
             return None
         if not is_weight or change.ndim not in (2, 4):
             self.left_out[key] = "no matrix and no two-dimensional convolution"
+            return None
+        if f"{name.removesuffix('.out_proj')}.in_proj_weight" in self._keys:
+            self.left_out[key] = "read by a MultiheadAttention, past the layer that an adapter changes"
             return None
         if self._layers is not None and not _fits(name, self._layers):
             self.left_out[key] = "not among the layers to extract"
