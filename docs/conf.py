@@ -40,14 +40,20 @@ nitpick_ignore = [("py:class", "dlnfast.integrations.peft.DeepLoraLayer")]
 
 
 class CommandHelp(SphinxDirective):
-    """The output of ``dlnfast COMMAND --help``."""
+    """The output of ``dlnfast COMMAND --help``, or of ``dlnfast COMMAND ACTION --help``."""
 
     required_arguments = 1
+    optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """Return the help text of one command as a literal block."""
-        (commands,) = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
-        text = commands.choices[self.arguments[0]].format_help()
+        parser = _parser()
+        for name in self.arguments:
+            if hasattr(parser, "fill"):
+                parser.fill()
+            (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+            parser = commands.choices[name]
+        text = parser.format_help()
         return [nodes.literal_block(text, text, language="text")]
 
 

@@ -211,14 +211,15 @@ def leading_factors(matrix: LinearMap, rank: int, tolerance: float = 1e-10) -> L
     """Return the `rank` leading singular vectors and values; the values to `tolerance` times the largest.
 
     Block subspace iteration from a random start with ``2 rank + 8`` vectors; each sweep takes two products.
+    Small matrices, and those with no more than ``2 rank + 8`` rows or columns, are decomposed directly.
     Singular vectors of nearly equal values are an arbitrary basis of their span.
     """
     m, n = matrix.shape
     count = check_count(rank, "rank", maximum=min(m, n))
-    if min(m, n) <= _SMALL:
+    width = min(2 * count + 8, m, n)
+    if min(m, n) <= max(_SMALL, width):
         left, values, right_t = np.linalg.svd(matrix.dense(), full_matrices=False)
         return LowRank(left[:, :count], values[:count], right_t[:count].T)
-    width = min(2 * count + 8, m, n)
     right = orthonormal_rows(random_generator(0, ("leading factors",)).standard_normal((width, n)))
     left = image = right
     previous = np.full(count, np.inf)

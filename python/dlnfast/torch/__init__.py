@@ -13,6 +13,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 from ._truncation import Truncation
+from .adapters.audit import AdapterAudit, LayerAudit, audit_adapter
+from .adapters.extract import Extraction, extract_adapter
+from .adapters.resize import resize_adapter
+from .adapters.sources import WrittenUpdate
 from .balance import balance
 from .deep_lora import DeepLoRA
 from .features import LayerMeasures, LayerOutputs, layer_outputs, measure_layers
@@ -45,6 +49,7 @@ from .updates import UpdateMatrix, adapter_updates
 __all__ = [
     "MLP",
     "VGG",
+    "AdapterAudit",
     "Batches",
     "CheckpointFile",
     "ClassGeometry",
@@ -56,10 +61,12 @@ __all__ = [
     "Descent",
     "DeviceMatrix",
     "Evaluation",
+    "Extraction",
     "Factorization",
     "History",
     "HybridMLP",
     "ImageData",
+    "LayerAudit",
     "LayerMeasures",
     "LayerOutputs",
     "LayerSubspace",
@@ -77,11 +84,14 @@ __all__ = [
     "UpdateMatrix",
     "ViT",
     "WeightMatrix",
+    "WrittenUpdate",
     "adapter_updates",
+    "audit_adapter",
     "balance",
     "collapse",
     "compress",
     "descend",
+    "extract_adapter",
     "factorize",
     "initialize_",
     "layer_outputs",
@@ -89,6 +99,7 @@ __all__ = [
     "measure_layers",
     "orthogonal_",
     "overparameterize",
+    "resize_adapter",
     "select_modules",
     "subspace_report",
     "track",

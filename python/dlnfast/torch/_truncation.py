@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
 from .._support.arrays import check_count, check_scale
 from .updates import compute_thin_svd
+
+#: Rounding of a singular value of a product of factors, relative to the largest value and per sqrt(rank).
+_ROUNDING: Final = 8 * torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,22 @@ class TruncationRule:
     ) -> tuple[Truncation, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Return rank and error of the truncated product ``left right``, and its U, s and V^T in float64."""
         u, values, vt = compute_thin_svd(left, right)
+        truncation = self.choose(values)
+        rank = truncation.rank
+        return truncation, (u[:, :rank], values[:rank], vt[:rank])
+
+    def choose(self, values: torch.Tensor, complement: float = 0.0) -> Truncation:
+        """Return rank and error for leading singular values in float64; `complement` sums the other squares.
+
+        Errors within the rounding of the values count as equal to the tolerance.
+        """
         # tails[k] is the error at rank k.
-        tails = torch.cat([values.square().flip(0).cumsum(0).flip(0), values.new_zeros(1)]).sqrt()
+        tails = torch.cat([values.square().flip(0).cumsum(0).flip(0), values.new_zeros(1)])
+        tails = (tails + complement).sqrt()
         rank = len(values)
         if self.tolerance is not None:
-            rank = int(torch.nonzero(tails <= self.tolerance * tails[0])[0])
+            limit = (self.tolerance + _ROUNDING * math.sqrt(max(rank, 1))) * tails[0]
+            rank = int(torch.nonzero(torch.cat([tails[:-1] <= limit, limit.new_ones(1).bool()]))[0])
         rank = max(1, rank if self.rank is None else min(rank, self.rank))
         total, error = float(tails[0]), float(tails[rank])
-        truncation = Truncation(rank, error, error / total if total > 0 else 0.0)
-        return truncation, (u[:, :rank], values[:rank], vt[:rank])
+        return Truncation(rank, error, error / total if total > 0 else 0.0)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -27,8 +27,8 @@ _KEY: Final = "dlnfast.deep_lora"
 _CHECKSUM: Final = "dlnfast.sha256"
 _VERSION: Final = 1
 _CONTENT: Final = "Deep LoRA adapter"
-_CONFIG: Final = "adapter_config.json"
-_MODEL: Final = "adapter_model.safetensors"
+CONFIG: Final = "adapter_config.json"
+MODEL: Final = "adapter_model.safetensors"
 #: Entries of PEFT's configuration that do not affect the function of the model.
 _FREE: Final = ("base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping")
 
@@ -202,44 +202,74 @@ def write_lora(
             raise ValueError(f"modules_to_save: the model has no module {name!r}")
         for part, tensor in own[name].state_dict().items():
             tensors[f"base_model.model.{name}.{part}"] = tensor
-    ranks = {name: len(factors.right) for name, (_, factors) in layers.items()}
-    common = max(set(ranks.values()), key=list(ranks.values()).count)
-    patterns = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != common}
     linear = [target.kind for target, _ in layers.values() if target.kind != "embedding"]
     config = {
+        **make_lora_config({name: len(factors.right) for name, (_, factors) in layers.items()}),
+        "target_modules": make_target_expression(model, list(layers)),
+        "modules_to_save": list(modules) or None,
+        "fan_in_fan_out": bool(linear) and all(kind == "inputs first" for kind in linear),
+        "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
+        **settings,
+    }
+    write_folder(Path(path), tensors, config)
+
+
+def make_lora_config(ranks: Mapping[str, int]) -> dict[str, Any]:
+    """Return a configuration of PEFT's LoRA for the update ``B A`` with these ranks by layer, unscaled."""
+    return {
         "peft_type": "LORA",
+        **make_rank_settings(ranks),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        "task_type": None,
+    }
+
+
+def make_rank_settings(ranks: Mapping[str, int]) -> dict[str, Any]:
+    """Return the entries of PEFT's configuration for ranks by layer, with alpha = r in every layer."""
+    common = max(set(ranks.values()), key=list(ranks.values()).count)
+    patterns = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != common}
+    return {
         "r": common,
         "lora_alpha": common,
         "rank_pattern": patterns,
         "alpha_pattern": patterns,
-        "target_modules": make_target_expression(model, list(layers)),
-        "modules_to_save": list(modules) or None,
-        "lora_dropout": 0.0,
         "use_rslora": False,
-        "bias": "none",
-        "fan_in_fan_out": bool(linear) and all(kind == "inputs first" for kind in linear),
-        "inference_mode": True,
-        "task_type": None,
-        "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
-        **settings,
     }
-    contents = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
-    model_bytes = _safetensors().save(contents, {"format": "pt"})
-    config_bytes = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-    _write_export(Path(path), {_MODEL: model_bytes, _CONFIG: config_bytes})
 
 
 def make_target_expression(model: nn.Module, names: list[str]) -> list[str] | str:
-    """Return PEFT's target_modules for these layers.
+    """Return PEFT's target_modules for these layers of a model; see `make_target_setting`."""
+    return make_target_setting([name for name, _ in model.named_modules()], names)
+
+
+def make_target_setting(modules: Iterable[str], names: list[str]) -> list[str] | str:
+    """Return PEFT's target_modules for layers of a model with these modules.
 
     PEFT also matches names that end with a listed name. If that would match other modules, the result is a
     regular expression instead of a list.
     """
     wanted = set(names)
-    others = [other for other, _ in model.named_modules() if other not in wanted]
-    if any(other.endswith(f".{name}") for other in others for name in wanted):
-        return "|".join(re.escape(name) for name in names)
+    others = [other for other in modules if other not in wanted]
+    # Ends of a name after a dot: a look-up for each of them, as there can be many names and modules.
+    ends = (other[i + 1 :] for other in others for i, sign in enumerate(other) if sign == ".")
+    if any(end in wanted for end in ends):
+        return join_names(names)
     return names
+
+
+def join_names(names: Iterable[str]) -> str:
+    """Return a regular expression that matches these names only."""
+    return "|".join(re.escape(name) for name in names)
+
+
+def write_folder(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
+    """Write an adapter of PEFT, its tensors and its configuration, completely or not at all."""
+    contents = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
+    model_bytes = _safetensors().save(contents, {"format": "pt"})
+    config_bytes = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    _write_export(folder, {MODEL: model_bytes, CONFIG: config_bytes})
 
 
 def _write_export(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -261,7 +291,7 @@ def _write_export(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def _replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Replace files of a folder one by one; after an error restore the previous ones."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{_MODEL}.", suffix=".part") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{MODEL}.", suffix=".part") as temporary:
         before = Path(temporary)
         for name, content in files.items():
             with atomic_file(before / f"new-{name}") as file:
