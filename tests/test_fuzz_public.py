@@ -339,7 +339,8 @@ OTHERS = {
     "build_info", "set_num_threads",  # see test_threads.py
     # Of what other methods return, or for the modules of the package.
     "ImplicitWeights.basis", "ImplicitWeights.close", "ImplicitWeights.is_determined_by", "LowRank.astype",
-    "Problem.engine_arguments", "Problem.rank_exceeds", "Problem.dense_target", "Completion.engine_arguments", "Completion.entries",
+    "Problem.engine_arguments", "Problem.rank_exceeds", "Problem.dense_target",
+    "Completion.engine_arguments", "Completion.entries",
     "Completion.from_arrays", "Completion.replaced", "Completion.target_values", "Sensing.engine_arguments",
     "Sensing.from_arrays", "Sensing.target_values", "SVDTracker.from_state_dict", "Certificate.from_dict",
     "Trajectory.from_arrays", "Trajectory.to_arrays", "MatrixCompletion.get_params", "Checkpoint.of",
