@@ -234,7 +234,7 @@ def _draw_panel(ax: Axes, records: Sequence[Mapping[str, Any]]) -> None:
         ax.fill_between(
             record["seconds"], mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0
         )
-    ax.set_xscale("log")
+    ax.set_xlim(left=0)
     ax.set_xlabel("seconds of training, with the start of the factors, without tests")
     ax.set_ylabel("test accuracy [%]")
     ax.grid(alpha=0.25)
