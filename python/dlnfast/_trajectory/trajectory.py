@@ -25,6 +25,7 @@ from .._support.arrays import (
     check_path,
     check_scale,
 )
+from .._support.errors import ShapeError
 from .._support.file_checks import translate_part_errors
 from .._support.files import Arrays, write_whole
 from .._support.products import multiply
@@ -207,14 +208,87 @@ class Trajectory(TrajectoryBase, TheoryMethods):
         """
         last = self.singular_vectors(layer, side, step)
         count = last.shape[1] if rank is None else check_count(rank, "rank", maximum=last.shape[1])
-        found = [
-            measures.subspace_cosine(self.singular_vectors(layer, side, int(at))[:, :count], last[:, :count])
-            for at in self.steps
-        ]
-        return {
-            name: np.array([getattr(cosine, name) for cosine in found])
-            for name in measures.SubspaceCosine._fields
-        }
+        vectors = (self.singular_vectors(layer, side, int(at)) for at in self.steps)
+        return _tabulate_cosines([(each[:, :count], last[:, :count]) for each in vectors])
+
+    def layer_alignment(self, lower: int | str, upper: int | str, k: int | None = None) -> dict[str, Table]:
+        """Return how far the leading outputs of one layer are the leading inputs of another, at the records.
+
+        Compares the span of the k leading left singular vectors of the lower layer with that of the k leading
+        right singular vectors of the upper one. For what was learned, use the trajectory of the changes,
+        ``tracked.trajectory(of="change")``.
+
+        Parameters
+        ----------
+        lower, upper : int or str
+            1 .. L, or the names of layers.
+        k : int, optional
+            Dimension of the subspaces; by default the smaller number of recorded vectors.
+
+        Returns
+        -------
+        dict of str to ndarray, shape (n_records,)
+            ``minimum``, ``mean``, ``maximum``, ``overlap`` and ``baseline`` of `measures.subspace_cosine`;
+            the baseline is the expected overlap of random subspaces.
+
+        Raises
+        ------
+        ShapeError
+            If the upper layer has another number of columns than the lower one has rows.
+        ValueError
+            If no vectors, or fewer than k, were recorded.
+
+        Notes
+        -----
+        Cost: O(n_records d k^2). Vectors of a change that is still zero are arbitrary.
+        """
+        outputs = [self.singular_vectors(lower, "left", int(at)) for at in self.steps]
+        inputs = [self.singular_vectors(upper, "right", int(at)) for at in self.steps]
+        most = min(outputs[0].shape[1], inputs[0].shape[1])
+        count = most if k is None else check_count(k, "k", maximum=most)
+        if len(outputs[0]) != len(inputs[0]):
+            raise ShapeError(
+                f"upper, {upper!r}, has {len(inputs[0])} columns; wanted {len(outputs[0])}, the rows of lower"
+            )
+        return _tabulate_cosines([(a[:, :count], b[:, :count]) for a, b in zip(outputs, inputs, strict=True)])
+
+    def intruder_directions(
+        self, layer: int | str, threshold: float = 0.5, *, side: str = "left", step: int | None = None
+    ) -> npt.NDArray[np.bool_]:
+        """Return which singular vectors of W_l resemble none of those at a base record.
+
+        Parameters
+        ----------
+        layer : int or str
+            1 .. L, or the name of a layer.
+        threshold : float
+            Cosine in (0, 1]; a vector counts if its cosines with all base vectors are below.
+        side : {"left", "right"}
+            The u_i or the v_i.
+        step : int, optional
+            Step of the base record. Default: the first record.
+
+        Returns
+        -------
+        ndarray of bool, shape (n_records, k)
+            True for the vectors that `measures.intruder_directions` finds.
+
+        Raises
+        ------
+        ValueError
+            If no vectors were recorded, for a step without a record, and a threshold out of range.
+
+        Notes
+        -----
+        Only recorded vectors are compared, so that a vector which was not among the leading ones before is
+        found, too. Cost: O(n_records d k^2).
+        """
+        base = self.singular_vectors(layer, side, int(self.steps[0]) if step is None else step)
+        found = np.zeros((len(self.steps), base.shape[1]), dtype=np.bool_)
+        for row, at in zip(found, self.steps, strict=True):
+            vectors = self.singular_vectors(layer, side, int(at))
+            row[measures.intruder_directions(vectors, base, threshold=threshold)] = True
+        return found
 
     def ranks(
         self, threshold: float = 0.01, *, step: int = -1, relative_to: Literal["all", "layer"] = "all"
@@ -559,3 +633,12 @@ class Trajectory(TrajectoryBase, TheoryMethods):
         that losses of every step, vectors or weights multiply the rows of all else.
         """
         return to_dataframe(self)
+
+
+def _tabulate_cosines(pairs: Sequence[tuple[FloatArray, FloatArray]]) -> dict[str, Table]:
+    """Return the fields of `measures.subspace_cosine` for pairs of subspaces, one for each record."""
+    found = [measures.subspace_cosine(*pair) for pair in pairs]
+    return {
+        name: np.array([getattr(cosine, name) for cosine in found])
+        for name in measures.SubspaceCosine._fields
+    }
