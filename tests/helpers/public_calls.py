@@ -459,6 +459,9 @@ CALLS = {
     "Trajectory.subspace_cosines": call_of_method(
         make_run, "subspace_cosines", layer=1, rank=2, side="left", step=3
     ),
+    "Trajectory.to_dataframe": call_of_method(
+        make_run, "to_dataframe", variables=["loss"], form="long", library="pandas"
+    ),
     "Trajectory.to_xarray": call_of_method(make_run, "to_xarray", variables=["loss"]),
     "Trajectory.tracking": call_of_method(make_tracked_run, "tracking", layer=1),
     "Trajectory.weights": call_of_method(lambda: make_run("dense"), "weights", layer=1, step=0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +31,13 @@ from .._support.files import Arrays, write_whole
 from .._support.products import multiply
 from ..theory.kernel import NeuralTangentKernel, neural_tangent_kernel
 from .checks import check_run
-from .dataset import to_dataframe, to_xarray
+from .dataset import to_xarray
 from .dense import DenseStates
 from .problem_packing import check_problem_metadata, pack_problem, unpack_problem
 from .reduced import ReducedStates
 from .samples import SampleStates
 from .states import States, Table, find_record
+from .tables import to_dataframe
 from .tracked import TrackedStates
 from .trajectory_base import TrajectoryBase
 from .trajectory_theory import TheoryMethods
@@ -44,6 +45,7 @@ from .truncated_spectra import bound_unrecorded
 
 if TYPE_CHECKING:
     import pandas
+    import polars
     import xarray
 
 
@@ -610,29 +612,79 @@ class Trajectory(TrajectoryBase, TheoryMethods):
         """
         return to_xarray(self, variables)
 
-    def to_dataframe(self) -> pandas.DataFrame:
-        """Return the records as a pandas.DataFrame, a row for every singular value of every layer and record.
+    @overload
+    def to_dataframe(
+        self,
+        variables: Sequence[str] | None = None,
+        *,
+        form: Literal["long", "wide"] = "long",
+        library: Literal["pandas"] = "pandas",
+    ) -> pandas.DataFrame: ...
+
+    @overload
+    def to_dataframe(
+        self,
+        variables: Sequence[str] | None = None,
+        *,
+        form: Literal["long", "wide"] = "long",
+        library: Literal["polars"],
+    ) -> polars.DataFrame: ...
+
+    def to_dataframe(
+        self,
+        variables: Sequence[str] | None = None,
+        *,
+        form: Literal["long", "wide"] = "long",
+        library: Literal["pandas", "polars"] = "pandas",
+    ) -> pandas.DataFrame | polars.DataFrame:
+        """Return the records as a table of pandas or polars.
+
+        Parameters
+        ----------
+        variables : sequence of str, optional
+            Names of variables of `to_xarray`; by default all with at most one number per singular value, so
+            no vectors and weights.
+        form : {"long", "wide"}
+            "long": a row for every number, with the name of its quantity, as plotting libraries expect.
+            "wide": a row for every singular value of every layer and record, and a column for every quantity.
+        library : {"pandas", "polars"}
+            Package of the table.
 
         Returns
         -------
-        pandas.DataFrame
-            Columns ``step``, ``layer`` (from 1), ``layer_name``, ``index`` (of the value, from 0) and those
-            variables of `to_xarray` that belong to a value or to a layer: ``singular_values``,
-            ``singular_value_errors``, angles, branches, numbers of the tracker. ``loss``, ``rates`` and
-            ``times`` are those of the record's step, NaN where none is known; the losses of all steps are in
-            `loss`. A run without singular values has a row for every layer and record.
+        pandas.DataFrame or polars.DataFrame
+            Long: columns ``step``, ``layer`` (from 1; 0 for quantities of the whole network, such as the
+            loss), ``layer_name``, ``index`` (of the singular value or the family, from 0), ``quantity``,
+            ``value`` and ``bound`` (on the error of a singular value, NaN for all else). Values that do not
+            exist, such as the padding of smaller layers, have no row.
+
+            Wide: columns ``step``, ``layer``, ``layer_name``, ``index`` and the variables that belong to a
+            value or to a layer. ``loss``, ``rates`` and ``times`` are those of the record's step, NaN where
+            none is known. A run without singular values has a row for every layer and record.
 
         Raises
         ------
         ModuleNotFoundError
-            Without pandas.
+            Without the package; the message has the command to install it.
+        ValueError
+            For another form or library, a variable that the run does not have, and vectors or weights in the
+            long form.
 
         Notes
         -----
         ``to_xarray().to_dataframe()``, xarray's own, has a row for every combination of all dimensions, so
-        that losses of every step, vectors or weights multiply the rows of all else.
+        that losses of every step, vectors or weights multiply the rows of all else. Memory: about 60 bytes
+        and two names for each row of the long form.
+
+        Examples
+        --------
+        >>> import dlnfast as dln
+        >>> problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6, 6, 6])
+        >>> run = dln.train(problem, weights, learning_rate=0.1, steps=2)
+        >>> table = run.to_dataframe(["singular_values"])  # doctest: +SKIP
+        >>> table.groupby(["layer", "step"]).value.max()  # doctest: +SKIP
         """
-        return to_dataframe(self)
+        return to_dataframe(self, variables, form, library)
 
 
 def _tabulate_cosines(pairs: Sequence[tuple[FloatArray, FloatArray]]) -> dict[str, Table]:
