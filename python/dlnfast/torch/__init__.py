@@ -25,6 +25,7 @@ from .models import MLP, VGG, DeepLinear, HybridMLP, ViT
 from .operators import DeviceMatrix
 from .overparameterize import collapse, overparameterize
 from .probes import RidgeProbes, SGDProbes
+from .report import Alarm, LayerRecord, Report, Sink, StopTraining
 from .sharded import RowSharded
 from .sharded_descent import train_sharded
 from .statistics import ClassGeometry, ClassStatistics
@@ -43,6 +44,7 @@ from .updates import UpdateMatrix, adapter_updates
 __all__ = [
     "MLP",
     "VGG",
+    "Alarm",
     "Batches",
     "CheckpointFile",
     "ClassGeometry",
@@ -58,14 +60,18 @@ __all__ = [
     "ImageData",
     "LayerMeasures",
     "LayerOutputs",
+    "LayerRecord",
     "LossOptions",
     "OptimizerOptions",
+    "Report",
     "RidgeProbes",
     "RowSharded",
     "SGDProbes",
     "Samples",
     "ScheduleOptions",
+    "Sink",
     "SpectralTracker",
+    "StopTraining",
     "Trainer",
     "Truncation",
     "UpdateMatrix",
