@@ -22,6 +22,7 @@ NEEDED = {
     "README": ["torch"],
     "data": ["dask"],
     "deep_lora": ["torch", "peft", "safetensors"],
+    "live": ["torch"],
     "losses": ["torch"],
     "networks": ["torch"],
     "pytorch": ["torch"],

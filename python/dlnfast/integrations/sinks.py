@@ -235,7 +235,8 @@ class MLflowSink(_ClosableSink):
     Notes
     -----
     Set the server or folder with ``mlflow.set_tracking_uri`` before. Characters that MLflow does not allow in
-    names become underscores. A record needs one request.
+    names become underscores. A record needs one request, which a thread of MLflow makes (version 2.8 or
+    newer). A request that fails is in MLflow's log only.
 
     Examples
     --------
@@ -259,7 +260,14 @@ class MLflowSink(_ClosableSink):
         now = int(time.time() * 1000)
         found = [self._metric(_clean(name), value, now, step) for name, value in metrics.items()]
         for start in range(0, len(found), 1000):  # at most 1000 in one request
-            self._client.log_batch(self.run_id, metrics=found[start : start + 1000])
+            batch = found[start : start + 1000]
+            self._client.log_batch(self.run_id, metrics=batch, synchronous=False)
+
+    def close(self) -> None:
+        """Wait for all requests, and end the run, if this sink has started it."""
+        if not self._is_closed:
+            self._mlflow.flush_async_logging()
+        super().close()
 
     def _finish(self) -> None:
         self._mlflow.end_run()
