@@ -23,6 +23,7 @@ NEEDED = {
     "adapters": ["torch", "safetensors"],
     "data": ["dask"],
     "deep_lora": ["torch", "peft", "safetensors"],
+    "live": ["torch"],
     "losses": ["torch"],
     "low-rank-training": ["torch"],
     "networks": ["torch"],

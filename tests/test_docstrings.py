@@ -21,6 +21,7 @@ MODULES = [
     "dlnfast.integrations.lightning",
     "dlnfast.integrations.transformers",
     "dlnfast.integrations.peft",
+    "dlnfast.integrations.sinks",
 ]
 #: Sections in numpydoc's order, the summary first.
 ORDER = [

@@ -456,7 +456,7 @@ def pandas():
 
 def test_a_table_has_a_row_for_every_value(pandas):
     run = uneven(record=dln.Record(singular_values=3, vectors=True))
-    table = run.to_dataframe()
+    table = run.to_dataframe(form="wide")
     counts = [run.singular_values(layer).shape[1] for layer in (1, 2)]
     assert len(table) == len(run.steps) * sum(counts)
     assert not table.singular_values.isna().any()
@@ -480,14 +480,14 @@ def test_a_table_of_a_layer_with_fewer_values_has_fewer_rows(pandas):
     run = dln.train(
         problem, dln.gaussian([7, 5, 2], 0.3), learning_rate=0.01, steps=4, record=dln.Record(every=2)
     )
-    table = run.to_dataframe()
+    table = run.to_dataframe(form="wide")
     assert table.groupby("layer").size().tolist() == [3 * 5, 3 * 2]
     assert table[table.layer == 2]["index"].max() == 1
 
 
 def test_tables_of_reduced_runs_have_all_values(pandas):
     reduced = square()
-    table = reduced.to_dataframe()
+    table = reduced.to_dataframe(form="wide")
     assert len(table) == len(reduced.steps) * 3 * 12
     np.testing.assert_array_equal(
         table[table.layer == 3].singular_values.to_numpy().reshape(-1, 12), reduced.singular_values(3)
@@ -496,15 +496,17 @@ def test_tables_of_reduced_runs_have_all_values(pandas):
 
 def test_tables_of_adaptive_runs_have_the_rates(pandas):
     adaptive = train_completion()
-    rates = adaptive.to_dataframe().groupby("step").rates.first()
+    rates = adaptive.to_dataframe(form="wide").groupby("step").rates.first()
     np.testing.assert_array_equal(rates.iloc[:-1], adaptive.rates[adaptive.steps[:-1]])
     assert np.isnan(rates.iloc[-1])  # no step was taken from the last record
 
 
 def test_tables_of_runs_without_values_have_a_row_for_every_layer(pandas):
-    nothing = square(engine="dense", record=dln.Record(singular_values=None), steps=8).to_dataframe()
+    nothing = square(engine="dense", record=dln.Record(singular_values=None), steps=8).to_dataframe(
+        form="wide"
+    )
     assert len(nothing) in (3 * 3, 3 * 3 * 12)
-    none = square(engine="dense", record=dln.Record(singular_values=0), steps=8).to_dataframe()
+    none = square(engine="dense", record=dln.Record(singular_values=0), steps=8).to_dataframe(form="wide")
     assert len(none) == 3 * 3
     assert "index" not in none
 
@@ -530,7 +532,7 @@ def tracked_model(*, log_loss):
 @pytest.mark.parametrize("log_loss", [True, False])
 def test_a_table_of_a_tracked_model_has_its_layers(pandas, log_loss):
     run = tracked_model(log_loss=log_loss)
-    table = run.to_dataframe()
+    table = run.to_dataframe(form="wide")
     assert len(table) == 11 * 2 * 2
     assert set(table.layer_name) == {"0", "2"}
     assert ("loss" in table) == log_loss
@@ -548,7 +550,79 @@ def test_a_tracked_model_without_losses_has_no_empty_axis(xarray, pandas):
     assert set(tracked_model(log_loss=True).to_xarray().loss.dims) == {"loss_step"}
 
 
-def test_an_error_names_the_missing_pandas(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ModuleNotFoundError, match=r"to_dataframe needs pandas.*pip install pandas"):
-        square().to_dataframe()
+LIBRARIES = ["pandas", "polars"]
+
+
+@pytest.fixture(params=LIBRARIES)
+def library(request):
+    pytest.importorskip(request.param, reason=f"{request.param} is optional")
+    return request.param
+
+
+def read_column(table, name):
+    return np.array(table[name].to_list())
+
+
+def test_a_long_table_has_a_row_for_every_number(library):
+    run = uneven(record=dln.Record(singular_values=3, vectors=True))
+    table = run.to_dataframe(library=library)
+    assert list(table.columns) == ["step", "layer", "layer_name", "index", "quantity", "value", "bound"]
+    column = {name: read_column(table, name) for name in table.columns}
+    for layer in (1, 2):
+        values = run.singular_values(layer)
+        rows = (column["quantity"] == "singular_values") & (column["layer"] == layer)
+        assert rows.sum() == values.size
+        np.testing.assert_array_equal(column["value"][rows].reshape(values.shape), values)
+        bounds = column["bound"][rows].reshape(values.shape)
+        np.testing.assert_array_equal(bounds, run.singular_value_errors(layer))
+        assert set(column["layer_name"][rows]) == {run.layer_names[layer - 1]}
+        np.testing.assert_array_equal(column["step"][rows][:: values.shape[1]], run.steps)
+        np.testing.assert_array_equal(column["index"][rows][: values.shape[1]], range(values.shape[1]))
+    losses = column["quantity"] == "loss"
+    np.testing.assert_array_equal(column["value"][losses], run.loss)
+    assert not column["layer"][losses].any()
+    assert np.isnan(column["bound"][losses]).all()
+    assert not np.isnan(column["value"]).any()
+    assert "singular_value_errors" not in set(column["quantity"])
+
+
+def test_a_long_table_has_the_chosen_quantities(library):
+    run = square()
+    table = run.to_dataframe(["active_singular_values", "rho"], library=library)
+    assert set(read_column(table, "quantity")) == {"active_singular_values", "rho"}
+    n_values = sum(run.active_singular_values(layer).size for layer in (1, 2, 3))
+    assert len(table) == n_values + 3 * len(run.steps) * len(run.families())
+    bounds = run.to_dataframe(["singular_value_errors"], library=library)
+    assert set(read_column(bounds, "quantity")) == {"singular_value_errors"}
+
+
+def test_wide_tables_are_equal_in_both_libraries():
+    pytest.importorskip("pandas", reason="pandas is optional")
+    pytest.importorskip("polars", reason="polars is optional")
+    run = uneven(record=dln.Record(singular_values=3))
+    one, other = (run.to_dataframe(form="wide", library=library) for library in LIBRARIES)
+    assert list(one.columns) == list(other.columns)
+    for name in one.columns:
+        np.testing.assert_array_equal(read_column(one, name), read_column(other, name))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"library": "xarray"}, "library is 'xarray'; wanted one of 'pandas', 'polars'"),
+        ({"form": "short"}, "form is 'short'; wanted one of 'long', 'wide'"),
+        ({"variables": ["left_vectors"]}, "'left_vectors', which has more than one number"),
+        ({"variables": ["nothing"]}, "variables has 'nothing'; this run has"),
+    ],
+)
+def test_bad_options_of_tables_are_named(pandas, options, message):
+    run = uneven(record=dln.Record(singular_values=3, vectors=True))
+    with pytest.raises(ValueError, match=message):
+        run.to_dataframe(**options)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_an_error_names_the_missing_library(monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"to_dataframe needs {library}.*pip install {library}"):
+        square().to_dataframe(library=library)

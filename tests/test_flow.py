@@ -346,7 +346,7 @@ def test_exports_hold_the_times(engine: str, tmp_path: Path) -> None:
 def test_tables_hold_the_times() -> None:
     pytest.importorskip("pandas", reason="pandas is optional")
     run = small_flow()
-    table = run.to_dataframe()
+    table = run.to_dataframe(form="wide")
     assert run.times is not None
     np.testing.assert_array_equal(table.times, run.times[table.step])
 

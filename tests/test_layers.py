@@ -31,6 +31,7 @@ ORDER = (
     "_datasets",
     "_problem",
     "reference",
+    "_noise",
     "measures",
     "theory",
     "optimizers",

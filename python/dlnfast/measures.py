@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Measures of features, of subspaces, of weights and of the loss landscape.
+"""Measures of features, of subspaces, of weights and of the loss landscape, and of noise.
 
 All measures compute in float64 for input of any precision, and return Python floats or float64 arrays. A
 measure that is undefined for its input raises `ValueError`; no measure returns NaN.
@@ -14,13 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from . import reference as plain
+from ._noise.edge import NoiseBulk, noise_bulk, noise_edge, noise_variance, rank_above_noise
+from ._noise.spectrum import read_spectrum
+from ._noise.spikes import spike_position, spike_strength, spike_threshold
 from ._problem.problem import Problem, check_problem
 from ._support.arrays import (
     FloatArray,
     as_array,
     as_list,
     as_matrix,
-    as_vector,
     check_choice,
     check_count,
     check_scale,
@@ -30,6 +32,7 @@ from ._support.eigenvalues import largest_eigenvalues
 from ._support.errors import ShapeError
 
 __all__ = [
+    "NoiseBulk",
     "SubspaceCosine",
     "balancedness",
     "effective_rank",
@@ -37,10 +40,19 @@ __all__ = [
     "feature_compression",
     "feature_discrimination",
     "image_angles",
+    "intruder_directions",
+    "layer_alignment",
     "mode_strengths",
+    "noise_bulk",
+    "noise_edge",
+    "noise_variance",
     "numerical_rank",
+    "rank_above_noise",
     "schatten_norm",
     "sharpness",
+    "spike_position",
+    "spike_strength",
+    "spike_threshold",
     "stable_rank",
     "subspace_angles",
     "subspace_cosine",
@@ -350,6 +362,107 @@ def vector_angles(vectors: npt.ArrayLike, reference: npt.ArrayLike, rank: int) -
     return angles
 
 
+def layer_alignment(weights: Iterable[npt.ArrayLike], k: int) -> list[SubspaceCosine]:
+    r"""Return how far each layer's leading output directions are the leading input directions of the next.
+
+    Compares the span of the k leading left singular vectors of W_l with that of the k leading right singular
+    vectors of W_{l+1}. Pass the changes W_l(t) - W_l(0) for the alignment of what was learned.
+
+    Parameters
+    ----------
+    weights : sequence of (d_l, d_{l-1}) array_like
+        W_1 .. W_L, or their changes.
+    k : int
+        Dimension of the subspaces.
+
+    Returns
+    -------
+    list of SubspaceCosine
+        L - 1 entries. ``overlap`` is 1 for equal subspaces, and about ``baseline``, k / d_l, for random ones.
+
+    Raises
+    ------
+    ShapeError
+        If neighbouring shapes do not fit, or there is no layer.
+    ValueError
+        If a value is not finite, or a matrix has a rank below k.
+
+    Notes
+    -----
+    Cost: one SVD per layer, O(d_l d_{l-1} min(d_l, d_{l-1})). `Trajectory.layer_alignment` uses recorded
+    vectors instead.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dlnfast.measures import layer_alignment
+    >>> [pair] = layer_alignment([np.diag([3.0, 1.0]), np.diag([1.0, 2.0])], 1)
+    >>> pair.overlap, pair.baseline
+    (0.0, 0.5)
+    """
+    count = check_count(k, "k")
+    outputs, inputs = [], []
+    for number, layer in enumerate(_convert_layers(weights)):
+        left, values, right = np.linalg.svd(_scale_to_one(layer), full_matrices=False)
+        rank = numerical_rank(values, shape=layer.shape)
+        if rank < count:
+            raise ValueError(f"weights[{number}] has the rank {rank}; wanted at least k, {count}")
+        outputs.append(left[:, :count])
+        inputs.append(right[:count].T)
+    pairs = zip(outputs[:-1], inputs[1:], strict=True)
+    return [subspace_cosine(below, above) for below, above in pairs]
+
+
+def intruder_directions(
+    vectors: npt.ArrayLike, base: npt.ArrayLike, *, threshold: float = 0.5
+) -> npt.NDArray[np.intp]:
+    r"""Return the indices of singular vectors of a tuned weight that resemble none of its base.
+
+    These are the columns u of `vectors` with :math:`\max_j |\langle u, u'_j \rangle|` below the threshold,
+    over all columns u' of `base`.
+
+    Parameters
+    ----------
+    vectors : (d, k) array_like
+        Leading left, or right, singular vectors of the tuned weight, as columns.
+    base : (d, q) array_like
+        Leading singular vectors of the same side of the weight before.
+    threshold : float
+        Cosine in (0, 1].
+
+    Returns
+    -------
+    ndarray of intp
+        Indices from 0, ascending.
+
+    Raises
+    ------
+    ShapeError
+        If the numbers of rows differ.
+    ValueError
+        If a value is not finite, a column is zero, or the threshold is out of range.
+
+    Notes
+    -----
+    Cost: O(d k q). The measure is that of arXiv:2410.21228, which compares with all d vectors of the base. A
+    leading q < d can only find more: also vectors that were in the base but not leading. Cosines of random
+    vectors are about ``sqrt(2 log(q) / d)`` at most. Vectors of nearly equal singular values mix freely, and
+    then each may have small cosines although their span is unchanged: compare with `subspace_cosine`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dlnfast.measures import intruder_directions
+    >>> intruder_directions(np.eye(4)[:, [0, 3]], np.eye(4)[:, :2])
+    array([1])
+    """
+    limit = check_scale(threshold, "threshold", strict=True, at_most=1.0)
+    tuned = _normalise_columns(as_matrix(vectors, "vectors", dtype=np.float64), "vectors")
+    known = as_matrix(base, "base", shape=(tuned.shape[0], None), dtype=np.float64)
+    cosines = np.abs(tuned.T @ _normalise_columns(known, "base"))
+    return np.flatnonzero(np.max(cosines, axis=1) < limit)
+
+
 def _orthonormalise_both(U: npt.ArrayLike, V: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
     first = as_matrix(U, "U", dtype=np.float64)
     second = as_matrix(V, "V", shape=(first.shape[0], None), dtype=np.float64)
@@ -467,7 +580,7 @@ def numerical_rank(
     check_choice(kind, "kind", ("machine", "nuclear", "threshold"))
     share = check_scale(mass, "mass", strict=True, at_most=1.0)
     level = check_scale(threshold, "threshold", below=1.0)
-    values, precision, matrix_shape = _read_spectrum(matrix)
+    values, precision, matrix_shape = read_spectrum(matrix)
     if values[0] == 0.0:
         return 0
     relative = values / values[0]
@@ -507,7 +620,7 @@ def stable_rank(matrix: npt.ArrayLike) -> float:
     >>> stable_rank([[3.0, 0.0], [0.0, 3.0]])
     2.0
     """
-    values, _, _ = _read_spectrum(matrix)
+    values, _, _ = read_spectrum(matrix)
     return float(np.sum((values / values[0]) ** 2)) if values[0] > 0.0 else 0.0
 
 
@@ -545,7 +658,7 @@ def energy_share(matrix: npt.ArrayLike, k: int) -> float:
     0.64
     """
     count = check_count(k, "k")
-    values, _, _ = _read_spectrum(matrix)
+    values, _, _ = read_spectrum(matrix)
     if values[0] == 0.0:
         return 0.0
     squares = (values / values[0]) ** 2
@@ -638,7 +751,7 @@ def effective_rank(matrix: npt.ArrayLike) -> float:
     >>> round(effective_rank([2.0, 2.0, 2.0, 0.0]), 12)
     3.0
     """
-    values, _, _ = _read_spectrum(matrix)
+    values, _, _ = read_spectrum(matrix)
     if values[0] == 0.0:
         return 0.0
     relative = values[values > 0.0] / values[0]
@@ -677,7 +790,7 @@ def schatten_norm(matrix: npt.ArrayLike, p: float) -> float:
     >>> schatten_norm([3.0, 4.0], 1)
     7.0
     """
-    values, _, _ = _read_spectrum(matrix)
+    values, _, _ = read_spectrum(matrix)
     largest = float(values[0])
     if isinstance(p, float) and p == np.inf:
         return largest
@@ -810,17 +923,3 @@ def _convert_layers(weights: Iterable[npt.ArrayLike], columns: int | None = None
     if not layers:
         raise ShapeError("weights is empty; wanted at least one layer")
     return layers
-
-
-def _read_spectrum(matrix: npt.ArrayLike) -> tuple[FloatArray, float, Sequence[int]]:
-    """Return the singular values, descending, the machine eps of the input and its shape."""
-    array = as_array(matrix, "matrix (W)")
-    if array.ndim == 2:
-        weight = as_matrix(array, "matrix", symbol="W")
-        precision = float(np.finfo(weight.dtype).eps)
-        return plain.singular_values(weight.astype(np.float64)), precision, weight.shape
-    unsorted = as_vector(array, "matrix", symbol="singular values")
-    if np.min(unsorted) < 0.0:
-        raise ValueError(f"matrix (singular values) has a negative value, {np.min(unsorted):g}")
-    values = np.sort(unsorted.astype(np.float64))[::-1]
-    return values, float(np.finfo(unsorted.dtype).eps), unsorted.shape

@@ -438,6 +438,15 @@ CALLS = {
     "Trajectory.end_to_end": call_of_method(make_run, "end_to_end", step=3),
     "Trajectory.energy_share": call_of_method(make_run, "energy_share", layer=1, k=2),
     "Trajectory.features": call_of_method(make_run, "features", layer=2, X=make_matrix, step=3),
+    "Trajectory.intruder_directions": call_of_method(
+        make_run, "intruder_directions", layer=1, threshold=0.5, side="left", step=3
+    ),
+    "Trajectory.layer_alignment": call_of_method(make_run, "layer_alignment", lower=1, upper=2, k=2),
+    "Trajectory.noise_edge": call_of_method(make_run, "noise_edge", layer=1, entry_variance=0.1, level=0.1),
+    "Trajectory.noise_variance": call_of_method(make_run, "noise_variance", layer=1),
+    "Trajectory.rank_above_noise": call_of_method(
+        make_run, "rank_above_noise", layer=1, entry_variance=0.1, level=0.1
+    ),
     "Trajectory.layer": call_of_method(make_run, "layer", layer=1, step=3),
     "Trajectory.multiplicity": call_of_method(make_run, "multiplicity", layer=1),
     "Trajectory.neural_tangent_kernel": call_of_method(make_run, "neural_tangent_kernel", step=3),
@@ -449,6 +458,9 @@ CALLS = {
     "Trajectory.singular_vectors": call_of_method(make_run, "singular_vectors", layer=1, side="left", step=3),
     "Trajectory.subspace_cosines": call_of_method(
         make_run, "subspace_cosines", layer=1, rank=2, side="left", step=3
+    ),
+    "Trajectory.to_dataframe": call_of_method(
+        make_run, "to_dataframe", variables=["loss"], form="long", library="pandas"
     ),
     "Trajectory.to_xarray": call_of_method(make_run, "to_xarray", variables=["loss"]),
     "Trajectory.tracking": call_of_method(make_tracked_run, "tracking", layer=1),
@@ -513,6 +525,32 @@ CALLS = {
     "measures.energy_share": call_of_function(dln.measures.energy_share, matrix=make_matrix, k=2),
     "measures.image_angles": call_of_function(
         dln.measures.image_angles, W=make_matrix, start=make_matrix, vectors=make_orthonormal
+    ),
+    "measures.intruder_directions": call_of_function(
+        dln.measures.intruder_directions, vectors=make_orthonormal, base=make_orthonormal, threshold=0.3
+    ),
+    "measures.layer_alignment": call_of_function(dln.measures.layer_alignment, weights=make_weights, k=2),
+    "measures.noise_bulk": call_of_function(dln.measures.noise_bulk, shape=(DIM, 9), entry_variance=0.5),
+    "measures.noise_edge": call_of_function(
+        dln.measures.noise_edge, shape=(DIM, 9), entry_variance=0.5, level=0.1
+    ),
+    "measures.noise_variance": call_of_function(
+        dln.measures.noise_variance, matrix=make_matrix, shape=(DIM, DIM), norm=40.0, method="energy"
+    ),
+    "measures.rank_above_noise": call_of_function(
+        dln.measures.rank_above_noise, matrix=make_matrix, shape=(DIM, DIM), norm=40.0, level=0.1
+    ),
+    "measures.rank_above_noise, of a known variance": call_of_function(
+        dln.measures.rank_above_noise, matrix=[3.0, 1.0], entry_variance=0.1, shape=(DIM, DIM)
+    ),
+    "measures.spike_position": call_of_function(
+        dln.measures.spike_position, planted=[2.0, 9.0], shape=(DIM, 9), entry_variance=0.5
+    ),
+    "measures.spike_strength": call_of_function(
+        dln.measures.spike_strength, observed=[2.0, 9.0], shape=(DIM, 9), entry_variance=0.5
+    ),
+    "measures.spike_threshold": call_of_function(
+        dln.measures.spike_threshold, shape=(DIM, 9), entry_variance=0.5, level=0.1
     ),
     "measures.mode_strengths": call_of_function(
         dln.measures.mode_strengths, problem=make_problem, W=make_matrix

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A run as named variables: xarray datasets and pandas frames."""
+"""A run as named variables, and as an xarray dataset."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from .states import Run
 from .variables import (
     GROWING,
     LOSS_STEP,
-    OF_LAYERS,
-    OF_VALUES,
     RATE_STEP,
     STEP,
     WEIGHT_STEP,
@@ -28,7 +26,6 @@ from .variables import (
 )
 
 if TYPE_CHECKING:
-    import pandas
     import xarray
 
 
@@ -130,48 +127,3 @@ def to_xarray(run: Run, variables: Sequence[str] | None = None) -> xarray.Datase
     coordinates |= {name: entry for name, entry in list_fixed_coordinates(run).items() if entry[0] in used}
     found: xarray.Dataset = library.Dataset(held, coordinates, describe_run(run))
     return found
-
-
-def to_dataframe(run: Run) -> pandas.DataFrame:
-    """Return the records of a run as a pandas.DataFrame: see `Trajectory.to_dataframe`."""
-    library = import_optional("pandas", "to_dataframe")
-    offered = list_variables(run)
-    held = {name: v.read() for name, v in offered.items() if v.dims in (OF_LAYERS, OF_VALUES)}
-    # Layers with fewer values than others have fewer rows.
-    counts = [1] * run.n_layers
-    if "singular_values" in held:
-        counts = [run.states.singular_values(index, run).shape[1] for index in range(run.n_layers)]
-    layers = np.repeat(np.arange(run.n_layers), counts)
-    indices = np.concatenate([np.arange(count) for count in counts])
-    n, rows = len(run.steps), len(layers)
-
-    def repeat_over_rows(per_record: Array) -> Array:
-        return np.repeat(per_record, rows)
-
-    columns: dict[str, Array] = {
-        "step": repeat_over_rows(run.steps),
-        "layer": np.tile(layers + 1, n),
-        "layer_name": np.tile(np.array(run.layer_names, dtype=object)[layers], n),
-    }
-    if "singular_values" in held:
-        columns["index"] = np.tile(indices, n)
-    for dim, name in ((LOSS_STEP, "loss"), (RATE_STEP, "rates"), (LOSS_STEP, "times")):
-        if name in offered:
-            columns[name] = repeat_over_rows(
-                _select_steps(run.steps, read_coordinate(run, dim), offered[name].read())
-            )
-    for name, values in held.items():
-        at = (slice(None), layers, indices) if offered[name].dims == OF_VALUES else (slice(None), layers)
-        columns[name] = values[at].reshape(-1)
-    found: pandas.DataFrame = library.DataFrame(columns)
-    return found
-
-
-def _select_steps(steps: Array, known: Array, values: Array) -> Array:
-    """Return the values of these steps, NaN where there is none; `known` is ascending."""
-    result = np.full(len(steps), np.nan)
-    positions = np.searchsorted(known, steps)
-    is_known = positions < len(known)
-    is_known[is_known] = known[positions[is_known]] == steps[is_known]
-    result[is_known] = values[positions[is_known]]
-    return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -25,17 +25,19 @@ from .._support.arrays import (
     check_path,
     check_scale,
 )
+from .._support.errors import ShapeError
 from .._support.file_checks import translate_part_errors
 from .._support.files import Arrays, write_whole
 from .._support.products import multiply
 from ..theory.kernel import NeuralTangentKernel, neural_tangent_kernel
 from .checks import check_run
-from .dataset import to_dataframe, to_xarray
+from .dataset import to_xarray
 from .dense import DenseStates
 from .problem_packing import check_problem_metadata, pack_problem, unpack_problem
 from .reduced import ReducedStates
 from .samples import SampleStates
 from .states import States, Table, find_record
+from .tables import to_dataframe
 from .tracked import TrackedStates
 from .trajectory_base import TrajectoryBase
 from .trajectory_theory import TheoryMethods
@@ -43,6 +45,7 @@ from .truncated_spectra import bound_unrecorded
 
 if TYPE_CHECKING:
     import pandas
+    import polars
     import xarray
 
 
@@ -207,14 +210,87 @@ class Trajectory(TrajectoryBase, TheoryMethods):
         """
         last = self.singular_vectors(layer, side, step)
         count = last.shape[1] if rank is None else check_count(rank, "rank", maximum=last.shape[1])
-        found = [
-            measures.subspace_cosine(self.singular_vectors(layer, side, int(at))[:, :count], last[:, :count])
-            for at in self.steps
-        ]
-        return {
-            name: np.array([getattr(cosine, name) for cosine in found])
-            for name in measures.SubspaceCosine._fields
-        }
+        vectors = (self.singular_vectors(layer, side, int(at)) for at in self.steps)
+        return _tabulate_cosines([(each[:, :count], last[:, :count]) for each in vectors])
+
+    def layer_alignment(self, lower: int | str, upper: int | str, k: int | None = None) -> dict[str, Table]:
+        """Return how far the leading outputs of one layer are the leading inputs of another, at the records.
+
+        Compares the span of the k leading left singular vectors of the lower layer with that of the k leading
+        right singular vectors of the upper one. For what was learned, use the trajectory of the changes,
+        ``tracked.trajectory(of="change")``.
+
+        Parameters
+        ----------
+        lower, upper : int or str
+            1 .. L, or the names of layers.
+        k : int, optional
+            Dimension of the subspaces; by default the smaller number of recorded vectors.
+
+        Returns
+        -------
+        dict of str to ndarray, shape (n_records,)
+            ``minimum``, ``mean``, ``maximum``, ``overlap`` and ``baseline`` of `measures.subspace_cosine`;
+            the baseline is the expected overlap of random subspaces.
+
+        Raises
+        ------
+        ShapeError
+            If the upper layer has another number of columns than the lower one has rows.
+        ValueError
+            If no vectors, or fewer than k, were recorded.
+
+        Notes
+        -----
+        Cost: O(n_records d k^2). Vectors of a change that is still zero are arbitrary.
+        """
+        outputs = [self.singular_vectors(lower, "left", int(at)) for at in self.steps]
+        inputs = [self.singular_vectors(upper, "right", int(at)) for at in self.steps]
+        most = min(outputs[0].shape[1], inputs[0].shape[1])
+        count = most if k is None else check_count(k, "k", maximum=most)
+        if len(outputs[0]) != len(inputs[0]):
+            raise ShapeError(
+                f"upper, {upper!r}, has {len(inputs[0])} columns; wanted {len(outputs[0])}, the rows of lower"
+            )
+        return _tabulate_cosines([(a[:, :count], b[:, :count]) for a, b in zip(outputs, inputs, strict=True)])
+
+    def intruder_directions(
+        self, layer: int | str, threshold: float = 0.5, *, side: str = "left", step: int | None = None
+    ) -> npt.NDArray[np.bool_]:
+        """Return which singular vectors of W_l resemble none of those at a base record.
+
+        Parameters
+        ----------
+        layer : int or str
+            1 .. L, or the name of a layer.
+        threshold : float
+            Cosine in (0, 1]; a vector counts if its cosines with all base vectors are below.
+        side : {"left", "right"}
+            The u_i or the v_i.
+        step : int, optional
+            Step of the base record. Default: the first record.
+
+        Returns
+        -------
+        ndarray of bool, shape (n_records, k)
+            True for the vectors that `measures.intruder_directions` finds.
+
+        Raises
+        ------
+        ValueError
+            If no vectors were recorded, for a step without a record, and a threshold out of range.
+
+        Notes
+        -----
+        Only recorded vectors are compared, so that a vector which was not among the leading ones before is
+        found, too. Cost: O(n_records d k^2).
+        """
+        base = self.singular_vectors(layer, side, int(self.steps[0]) if step is None else step)
+        found = np.zeros((len(self.steps), base.shape[1]), dtype=np.bool_)
+        for row, at in zip(found, self.steps, strict=True):
+            vectors = self.singular_vectors(layer, side, int(at))
+            row[measures.intruder_directions(vectors, base, threshold=threshold)] = True
+        return found
 
     def ranks(
         self, threshold: float = 0.01, *, step: int = -1, relative_to: Literal["all", "layer"] = "all"
@@ -536,26 +612,85 @@ class Trajectory(TrajectoryBase, TheoryMethods):
         """
         return to_xarray(self, variables)
 
-    def to_dataframe(self) -> pandas.DataFrame:
-        """Return the records as a pandas.DataFrame, a row for every singular value of every layer and record.
+    @overload
+    def to_dataframe(
+        self,
+        variables: Sequence[str] | None = None,
+        *,
+        form: Literal["long", "wide"] = "long",
+        library: Literal["pandas"] = "pandas",
+    ) -> pandas.DataFrame: ...
+
+    @overload
+    def to_dataframe(
+        self,
+        variables: Sequence[str] | None = None,
+        *,
+        form: Literal["long", "wide"] = "long",
+        library: Literal["polars"],
+    ) -> polars.DataFrame: ...
+
+    def to_dataframe(
+        self,
+        variables: Sequence[str] | None = None,
+        *,
+        form: Literal["long", "wide"] = "long",
+        library: Literal["pandas", "polars"] = "pandas",
+    ) -> pandas.DataFrame | polars.DataFrame:
+        """Return the records as a table of pandas or polars.
+
+        Parameters
+        ----------
+        variables : sequence of str, optional
+            Names of variables of `to_xarray`; by default all with at most one number per singular value, so
+            no vectors and weights.
+        form : {"long", "wide"}
+            "long": a row for every number, with the name of its quantity, as plotting libraries expect.
+            "wide": a row for every singular value of every layer and record, and a column for every quantity.
+        library : {"pandas", "polars"}
+            Package of the table.
 
         Returns
         -------
-        pandas.DataFrame
-            Columns ``step``, ``layer`` (from 1), ``layer_name``, ``index`` (of the value, from 0) and those
-            variables of `to_xarray` that belong to a value or to a layer: ``singular_values``,
-            ``singular_value_errors``, angles, branches, numbers of the tracker. ``loss``, ``rates`` and
-            ``times`` are those of the record's step, NaN where none is known; the losses of all steps are in
-            `loss`. A run without singular values has a row for every layer and record.
+        pandas.DataFrame or polars.DataFrame
+            Long: columns ``step``, ``layer`` (from 1; 0 for quantities of the whole network, such as the
+            loss), ``layer_name``, ``index`` (of the singular value or the family, from 0), ``quantity``,
+            ``value`` and ``bound`` (on the error of a singular value, NaN for all else). Values that do not
+            exist, such as the padding of smaller layers, have no row.
+
+            Wide: columns ``step``, ``layer``, ``layer_name``, ``index`` and the variables that belong to a
+            value or to a layer. ``loss``, ``rates`` and ``times`` are those of the record's step, NaN where
+            none is known. A run without singular values has a row for every layer and record.
 
         Raises
         ------
         ModuleNotFoundError
-            Without pandas.
+            Without the package; the message has the command to install it.
+        ValueError
+            For another form or library, a variable that the run does not have, and vectors or weights in the
+            long form.
 
         Notes
         -----
         ``to_xarray().to_dataframe()``, xarray's own, has a row for every combination of all dimensions, so
-        that losses of every step, vectors or weights multiply the rows of all else.
+        that losses of every step, vectors or weights multiply the rows of all else. Memory: about 60 bytes
+        and two names for each row of the long form.
+
+        Examples
+        --------
+        >>> import dlnfast as dln
+        >>> problem, weights = dln.low_rank_recovery(6, 1), dln.orthogonal([6, 6, 6])
+        >>> run = dln.train(problem, weights, learning_rate=0.1, steps=2)
+        >>> table = run.to_dataframe(["singular_values"])  # doctest: +SKIP
+        >>> table.groupby(["layer", "step"]).value.max()  # doctest: +SKIP
         """
-        return to_dataframe(self)
+        return to_dataframe(self, variables, form, library)
+
+
+def _tabulate_cosines(pairs: Sequence[tuple[FloatArray, FloatArray]]) -> dict[str, Table]:
+    """Return the fields of `measures.subspace_cosine` for pairs of subspaces, one for each record."""
+    found = [measures.subspace_cosine(*pair) for pair in pairs]
+    return {
+        name: np.array([getattr(cosine, name) for cosine in found])
+        for name in measures.SubspaceCosine._fields
+    }

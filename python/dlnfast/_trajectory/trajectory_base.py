@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from .._closure.certificate import Certificate
 from .._closure.family import Family
+from .._noise import edge as noise
 from .._problem.kinds import AnyProblem
 from .._problem.observations import Observations
 from .._problem.problem import Problem
@@ -309,12 +310,123 @@ class TrajectoryBase(ABC):
         """
         values = self.singular_values(layer).astype(np.float64)
         count = values.shape[1] if k is None else check_count(k, "k", maximum=values.shape[1])
-        if values.shape[1] == min(self.shapes[self._index(layer)]):
-            return measure_energy_share(values, count)
-        norm = self.tracking(layer).get("norm")
+        return measure_energy_share(values, count, self._norms(layer))
+
+    def _norms(self, layer: int | str) -> Table | None:
+        """Return the Frobenius norms of W_l at the records; None if all singular values were recorded."""
+        index = self._index(layer)
+        if self.singular_values(layer).shape[1] == min(self.shapes[index]):
+            return None
+        norm: Table | None = self.tracking(layer).get("norm")
         if norm is None or np.isnan(norm).any():
             raise ValueError("the norm of the layer was not recorded: wanted all its singular values")
-        return measure_energy_share(values, count, norm)
+        return norm
+
+    def noise_variance(self, layer: int | str) -> Table:
+        r"""Return estimates of the variance of the entries of the noise in W_l at the records.
+
+        Parameters
+        ----------
+        layer : int or str
+            1 .. L, or the name of a layer.
+
+        Returns
+        -------
+        ndarray, shape (n_records,)
+            `measures.noise_variance` of the recorded singular values, with the norm if these are not all.
+
+        Raises
+        ------
+        ValueError
+            For a layer out of range, and where the norm is not known.
+
+        Notes
+        -----
+        If all recorded values are beyond the edge of the noise, there may be more: then the estimate is an
+        upper bound. For the noise of a training, look at the change of the weights,
+        ``tracked.trajectory(of="change")``. Cost: O(n_records k).
+        """
+        return np.array(
+            [
+                noise.noise_variance(values, shape=self.shapes[self._index(layer)], norm=norm)
+                for values, norm in self._list_spectra(layer)
+            ]
+        )
+
+    def noise_edge(self, layer: int | str, entry_variance: float | None = None, level: float = 0.01) -> Table:
+        """Return the edge that singular values of noise of the shape of W_l rarely exceed, at the records.
+
+        Parameters
+        ----------
+        layer : int or str
+            1 .. L, or the name of a layer.
+        entry_variance : float, optional
+            Variance of the noise. Default: `noise_variance` of each record.
+        level : float
+            Probability that noise has a larger value.
+
+        Returns
+        -------
+        ndarray, shape (n_records,)
+            `measures.noise_edge`, in the unit of `singular_values`.
+
+        Raises
+        ------
+        ValueError
+            For a layer out of range, where the norm is not known, and for a level out of range.
+
+        Notes
+        -----
+        Cost: O(n_records k).
+        """
+        shape = self.shapes[self._index(layer)]
+        if entry_variance is not None:
+            return np.full(len(self.steps), noise.noise_edge(shape, entry_variance, level=level))
+        return np.array([noise.noise_edge(shape, v, level=level) for v in self.noise_variance(layer)])
+
+    def rank_above_noise(
+        self, layer: int | str, entry_variance: float | None = None, level: float = 0.01
+    ) -> IntArray:
+        """Return the number of singular values of W_l beyond the edge of noise at the records.
+
+        Parameters
+        ----------
+        layer : int or str
+            1 .. L, or the name of a layer.
+        entry_variance : float, optional
+            Variance of the noise, such as that of the initial weights. Default: an estimate at each record.
+        level : float
+            Probability that a matrix of noise has any value beyond the edge.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_records,)
+            `measures.rank_above_noise`; at most the number of recorded values.
+
+        Raises
+        ------
+        ValueError
+            For a layer out of range, where the norm is not known, and for a level out of range.
+
+        Notes
+        -----
+        Cost: O(n_records k).
+        """
+        shape = self.shapes[self._index(layer)]
+        found = [
+            noise.rank_above_noise(values, entry_variance, shape=shape, norm=norm, level=level)
+            for values, norm in self._list_spectra(layer)
+        ]
+        return np.array(found, dtype=np.int64)
+
+    def _list_spectra(self, layer: int | str) -> list[tuple[FloatArray, float | None]]:
+        """Return the singular values and the norm of W_l at each record; None for the norm of all values."""
+        values, norms = self.singular_values(layer), self._norms(layer)
+        if norms is None:
+            return [(row, None) for row in values]
+        # Rounding may make the norm smaller than that of the values.
+        own = np.linalg.norm(values.astype(np.float64), axis=1)
+        return [(row, float(norm)) for row, norm in zip(values, np.maximum(norms, own), strict=True)]
 
     def active_singular_values(self, layer: int) -> FloatArray:
         """Return the singular values of W_l in the active subspace (reduced engine).

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
 
 from .._trajectory.trajectory import Trajectory
 from ..torch.layers import LayerChoice
+from ..torch.report import Report, Sink, StopTraining
 from ..torch.track import Of, SpectralTracker, track
 
 
@@ -35,19 +38,37 @@ class Spectra:
         self.tracker: SpectralTracker | None = None
         self._settings = {"layers": layers, "k": k, "every": every, **settings}
         self._has_warned = False
+        #: Message of the alarm that stopped the training.
+        self.stopped: str | None = None
 
-    def _start_tracker(self, model: nn.Module) -> SpectralTracker:
-        """Start a new tracker, which takes the record of step 0."""
+    def _start_tracker(self, model: nn.Module, loggers: Sequence[Sink]) -> SpectralTracker:
+        """Start a new tracker, which takes the record of step 0.
+
+        The loggers of the trainer receive its metrics, unless the report has sinks.
+        """
         self._close_tracker()
-        self.tracker = track(model, **self._settings)
+        self.stopped = None
+        report = self._settings.get("report") or Report()
+        if isinstance(report, Report) and report.sinks is None:
+            report = replace(report, sinks=tuple(loggers))
+        self.tracker = track(model, **{**self._settings, "report": report})
         return self.tracker
 
-    def _finish_step(self, *, is_last: bool) -> None:
-        """Take a due record after a step; after the last step take a record in any case."""
-        if self.tracker is not None:
+    def _finish_step(self, *, is_last: bool) -> bool:
+        """Take a due record after a step; after the last step take a record in any case.
+
+        Returns whether an alarm stops the training.
+        """
+        if self.tracker is None:
+            return False
+        try:
             self.tracker.finish_step()
-            if is_last:
-                self.tracker.record()
+        except StopTraining as stop:
+            self.stopped = str(stop)
+            warnings.warn(f"training is stopped by an alarm: {stop}", RuntimeWarning, stacklevel=3)
+        if is_last or self.stopped is not None:
+            self.tracker.record()
+        return self.stopped is not None
 
     def _log_loss(self, loss: float, step: int) -> None:
         """Store a loss. One that is not finite is left out, because a callback must not stop the training."""

@@ -31,12 +31,15 @@ class SpectralCallback(Spectra, Callback):  # type: ignore[misc, unused-ignore]
     layers, k, every
         Arguments of `dlnfast.torch.track`.
     settings
-        Further arguments of `dlnfast.torch.track`.
+        Further arguments of `dlnfast.torch.track`. Without sinks in its `report`, the Trainer's own loggers
+        receive the metrics.
 
     Attributes
     ----------
     tracker : SpectralTracker or None
         Tracker in the process of rank 0, after the start of the fit.
+    stopped : str or None
+        Message of the alarm that stopped the fit through ``trainer.should_stop``.
 
     Notes
     -----
@@ -64,7 +67,7 @@ class SpectralCallback(Spectra, Callback):  # type: ignore[misc, unused-ignore]
         """Take the record of step 0, or resume from a checkpoint."""
         if not trainer.is_global_zero:
             return
-        tracker = self._start_tracker(pl_module)
+        tracker = self._start_tracker(pl_module, [_LoggerSink(logger) for logger in trainer.loggers])
         if self._restored is not None:
             tracker.load_state_dict(self._restored)
             self._restored = None
@@ -91,13 +94,16 @@ class SpectralCallback(Spectra, Callback):  # type: ignore[misc, unused-ignore]
                 self._losses = (self._step, [])
             self._losses[1].append(scale * float(loss))
             self._log_loss(sum(self._losses[1]) / len(self._losses[1]), self._step)
-        self._finish_step(is_last=trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step)
+        is_last = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+        if self._finish_step(is_last=is_last):
+            trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Take the last record if this epoch is the last."""
         del pl_module
         is_last = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
-        self._finish_step(is_last=is_last or trainer.should_stop)
+        if self._finish_step(is_last=is_last or trainer.should_stop):
+            trainer.should_stop = True
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Take the last record."""
@@ -111,3 +117,14 @@ class SpectralCallback(Spectra, Callback):  # type: ignore[misc, unused-ignore]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Store the state from a checkpoint; the tracker resumes from it when the fit starts."""
         self._restored = state_dict or None
+
+
+class _LoggerSink:
+    """Sink that passes metrics to a logger of Lightning."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._logger.log_metrics(dict(metrics), step=step)
+        self._logger.save()

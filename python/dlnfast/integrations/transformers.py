@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,9 @@ from .._support.arrays import check_path
 from .._support.files import atomic_file
 from ..torch._state_files import read_state_file
 from ..torch.layers import LayerChoice
+from ..torch.report import Sink
 from ._spectra import Spectra
+from .sinks import MLflowSink, TensorBoardSink, TrackioSink, WandbSink
 
 __all__ = ["SpectralCallback"]
 
@@ -50,12 +53,16 @@ class SpectralCallback(Spectra, TrainerCallback):  # type: ignore[misc, unused-i
         Checkpoint folder with the tracker's state. Needed only if the folder was moved after it was written;
         otherwise it is found from the Trainer's state.
     settings
-        Further arguments of `dlnfast.torch.track`.
+        Further arguments of `dlnfast.torch.track`. Without sinks in its `report`, the metrics go where
+        ``report_to`` sends those of the Trainer: the running run of wandb, MLflow or trackio, and for
+        TensorBoard the folder ``output_dir/runs/spectra``.
 
     Attributes
     ----------
     tracker : SpectralTracker or None
         Tracker in the process of rank 0, after the start of the training.
+    stopped : str or None
+        Message of the alarm that stopped the training through ``control.should_training_stop``.
 
     Raises
     ------
@@ -101,7 +108,7 @@ class SpectralCallback(Spectra, TrainerCallback):  # type: ignore[misc, unused-i
         del control, unused
         if not state.is_world_process_zero:
             return
-        self._start_tracker(model)
+        self._start_tracker(model, list(_find_loggers(args)))
         if state.global_step > 0:
             self._resume(args, state)
 
@@ -140,13 +147,13 @@ class SpectralCallback(Spectra, TrainerCallback):  # type: ignore[misc, unused-i
         yield from dict.fromkeys(paths)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
-        """Take a due record, and store the folder of the next checkpoint in the Trainer's state."""
+        """Take a due record, stop after an alarm, and store the folder of the next checkpoint."""
         del unused
-        self._finish_step(is_last=False)
+        if self._finish_step(is_last=False):
+            control.should_training_stop = True
         if self.tracker is not None and isinstance(state.stateful_callbacks, dict):
             folder = os.fspath(_get_checkpoint_folder(args, state).absolute())
             state.stateful_callbacks[_ENTRY] = {"args": {}, "attributes": {"folder": folder}}
-        del control
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **unused: Any) -> None:
         """Store a loss that the Trainer logs; take the last record at the end of the training loop."""
@@ -172,3 +179,20 @@ class SpectralCallback(Spectra, TrainerCallback):  # type: ignore[misc, unused-i
 
 def _get_checkpoint_folder(args: Any, state: Any) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def _find_loggers(args: Any) -> Iterator[Sink]:
+    """Yield sinks for the loggers of `report_to` that the Trainer has started."""
+    names = [args.report_to] if isinstance(args.report_to, str) else list(args.report_to or ())
+    loaded = {name: sys.modules[name] for name in names if name in sys.modules}
+    if "tensorboard" in names:
+        folder = os.getenv("TENSORBOARD_LOGGING_DIR") or os.path.join(args.output_dir, "runs")
+        yield TensorBoardSink(os.path.join(folder, "spectra"))
+    if "wandb" in loaded and loaded["wandb"].run is not None:
+        yield WandbSink(loaded["wandb"].run)
+    if "mlflow" in loaded and loaded["mlflow"].active_run() is not None:
+        yield MLflowSink()
+    if "trackio" in loaded:
+        run = loaded["trackio"].context_vars.current_run.get()
+        if run is not None:
+            yield TrackioSink(run)

@@ -30,6 +30,7 @@ from .models import MLP, VGG, DeepLinear, HybridMLP, ViT
 from .operators import DeviceMatrix
 from .overparameterize import collapse, overparameterize
 from .probes import RidgeProbes, SGDProbes
+from .report import Alarm, LayerRecord, Report, Sink, StopTraining
 from .sharded import RowSharded
 from .sharded_descent import train_sharded
 from .statistics import ClassGeometry, ClassStatistics
@@ -50,6 +51,7 @@ __all__ = [
     "MLP",
     "VGG",
     "AdapterAudit",
+    "Alarm",
     "Batches",
     "CheckpointFile",
     "ClassGeometry",
@@ -69,15 +71,19 @@ __all__ = [
     "LayerAudit",
     "LayerMeasures",
     "LayerOutputs",
+    "LayerRecord",
     "LayerSubspace",
     "LossOptions",
     "OptimizerOptions",
+    "Report",
     "RidgeProbes",
     "RowSharded",
     "SGDProbes",
     "Samples",
     "ScheduleOptions",
+    "Sink",
     "SpectralTracker",
+    "StopTraining",
     "SubspaceReport",
     "Trainer",
     "Truncation",

@@ -52,6 +52,7 @@ from .layers import (
     weight_matrices,
 )
 from .operators import frobenius_norm, matrix_to_host
+from .report import LayerRecord, Report, Reporter
 
 Of = Literal["weights", "change"]
 
@@ -83,6 +84,7 @@ def track(
     background: bool = False,
     seed: int = 0,
     n_threads: int = 0,
+    report: Report | None = None,
 ) -> SpectralTracker:
     """Track the singular values of a model's weights, and of their change, during training.
 
@@ -126,6 +128,9 @@ def track(
     n_threads : int
         Number of threads; 0: that of PyTorch, or one in the background. Matrices with fewer than 2^22 entries
         are tracked in parallel, by one thread each; larger ones one after the other, by all threads.
+    report : Report, optional
+        Sinks that receive the metrics of every record while the training runs, and alarms that warn or stop
+        it.
 
     Returns
     -------
@@ -139,6 +144,9 @@ def track(
         For a choice that matches no weight, an optimizer without a tracked weight, and settings out of their
         range. For a weight that is not finite at a record: during training from the next
         ``optimizer.step()``, otherwise from ``.trajectory()``, ``.finish_step()`` or ``.close()``.
+    StopTraining
+        For an alarm with the action "stop": from the next ``optimizer.step()``, before it changes weights, or
+        from ``.finish_step()`` or ``.advance()``.
 
     Warns
     -----
@@ -201,6 +209,7 @@ def track(
         background=background,
         seed=seed,
         n_threads=n_threads,
+        report=report,
     )
 
 
@@ -233,7 +242,11 @@ class SpectralTracker:
         background: bool = False,
         seed: int = 0,
         n_threads: int = 0,
+        report: Report | None = None,
     ) -> None:
+        if report is not None and not isinstance(report, Report):
+            raise TypeError(f"report is {report!r}; wanted a dlnfast.torch.Report")
+        self._reporter = Reporter(report or Report())
         #: Candidates for "penultimate", until the first gradients show the order of the layers.
         self._candidates = weight_matrices(model) if isinstance(layers, str) and layers == PENULTIMATE else []
         chosen = weight_matrices(model, self._candidates[-2:-1] or layers)
@@ -337,9 +350,15 @@ class SpectralTracker:
         """Count a finished training step, and take a record if it is due.
 
         Needed only if weights are changed without an optimizer of PyTorch.
+
+        Raises
+        ------
+        StopTraining
+            For an alarm with the action "stop".
         """
         self._count_step()
         self._take_due_record()
+        self._reporter.raise_stop()
 
     def finish_step(self) -> None:
         """Declare the training step finished, and take a due record at once.
@@ -351,9 +370,12 @@ class SpectralTracker:
         ------
         ValueError
             The errors of `record`.
+        StopTraining
+            For an alarm with the action "stop".
         """
         self._take_due_record()
         self._finished = self._read_versions()
+        self._reporter.raise_stop()
 
     def start_at(self, step: int) -> None:
         """Set the number of the first step, for a training that is resumed without its records.
@@ -421,7 +443,13 @@ class SpectralTracker:
             records.append(result, self._vectors)
             if records.reference is None and _has_own_vectors(result):
                 records.set_reference(result, step, self._to_host(matrices[i], i, of))
+        is_first = not self._steps
         self._steps.append(step)
+        if self._reporter.is_needed:
+            self._reporter.report(
+                [_describe(matrices[i].name, of, step, result) for (i, of), result in found.records.items()],
+                is_first=is_first,
+            )
 
     def _take_due_record(self) -> None:
         # In evaluation mode the model of a schedule-free optimizer contains averages, not weights of a step.
@@ -509,6 +537,7 @@ class SpectralTracker:
                 self._start_tracking([last_but_one])  # no weight has changed since the start
                 self.record()
         self._take_due_record()
+        self._reporter.raise_stop()
 
     def _to_host(self, matrix: WeightMatrix | CopiedMatrix, i: int, of: Of) -> FloatArray:
         """Return the matrix of layer i, or its change, in float64."""
@@ -936,6 +965,15 @@ def _is_on_host(matrix: WeightMatrix | CopiedMatrix) -> bool:
 def _is_large(matrix: WeightMatrix | CopiedMatrix) -> bool:
     rows, columns = matrix.shape
     return rows * columns >= _LARGE
+
+
+def _describe(layer: str, of: Of, step: int, found: TrackerRecord | ValueError) -> LayerRecord:
+    """Return the record of one layer for sinks and alarms."""
+    assert isinstance(found, TrackerRecord)
+    values = np.abs(found.singular_values).astype(np.float64)
+    # Rounding may make the norm smaller than that of the values; it is unknown for some operators.
+    norm = max(found.norm if math.isfinite(found.norm) else 0.0, float(np.linalg.norm(values)))
+    return LayerRecord(layer, of, step, values, norm)
 
 
 class _Found(NamedTuple):

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Random matrices as the null hypothesis of measured spectra."""
