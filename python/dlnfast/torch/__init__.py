@@ -14,6 +14,7 @@ except ModuleNotFoundError as error:
 
 from ._truncation import Truncation
 from .balance import balance
+from .checkpoints import CheckpointSpectra, checkpoint_spectra
 from .deep_lora import DeepLoRA
 from .features import LayerMeasures, LayerOutputs, layer_outputs, measure_layers
 from .full_batch import Descent, descend
@@ -45,6 +46,7 @@ __all__ = [
     "VGG",
     "Batches",
     "CheckpointFile",
+    "CheckpointSpectra",
     "ClassGeometry",
     "ClassStatistics",
     "DeepLinear",
@@ -73,6 +75,7 @@ __all__ = [
     "WeightMatrix",
     "adapter_updates",
     "balance",
+    "checkpoint_spectra",
     "collapse",
     "descend",
     "factorize",
