@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import re
@@ -15,6 +16,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is optional")
 from tolerances import tolerance  # noqa: E402
 
 import dlnfast as dln  # noqa: E402
+from dlnfast import cli  # noqa: E402
 from dlnfast.torch import checkpoint_spectra  # noqa: E402
 
 #: Matrices that are decomposed, that are iterated on, and that a convolution stores with four axes.
@@ -212,6 +214,60 @@ def test_vectors_plots_and_files(tmp_path):
     run.save(tmp_path / "run.npz")
     loaded = dln.load(tmp_path / "run.npz")
     np.testing.assert_array_equal(loaded.singular_values("conv"), run.singular_values("conv"))
+
+
+# --------------------------------------------------------------------------------------------------
+# Files and the command
+# --------------------------------------------------------------------------------------------------
+
+
+def test_saved_files_hold_all_values(tmp_path):
+    found = checkpoint_spectra([state_dict(step) for step in range(3)], k=2)
+    paths = found.save(tmp_path / "out")
+    assert [path.name for path in paths] == ["spectra.csv", "spectra.json", "report.html"]
+    with paths[0].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["step", "layer", "index", "quantity", "value", "bound"]
+    for prefix, of in (("", "weights"), ("change_", "change"), ("step_", "step")):
+        run = found.trajectory(of)
+        chosen = [r for r in rows if r["quantity"] == f"{prefix}singular_value" and r["layer"] == "wide"]
+        values = np.array([[float(r["value"]), float(r["bound"])] for r in chosen]).reshape(-1, 2, 2)
+        np.testing.assert_array_equal(values[..., 0], run.singular_values("wide"))
+        np.testing.assert_array_equal(values[..., 1], run.singular_value_errors("wide"))
+    content = json.loads(paths[1].read_text())
+    assert content["steps"] == [0, 1, 2]
+    assert content["spectra"]["step"]["layers"]["conv"]["completeness"] == ["rigorous"] * 2
+    ranks = [float(r["value"]) for r in rows if r["quantity"] == "stable_rank" and r["layer"] == "small"]
+    weight = state_dict(0)["small.weight"].double()
+    exact = float(weight.square().sum() / torch.linalg.svdvals(weight)[0] ** 2)
+    assert ranks[0] == pytest.approx(exact, rel=1e-6)
+
+
+def test_the_report_refers_to_no_other_file(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is optional")
+    state = {"<fc> & more.weight": torch.eye(3)}
+    page = checkpoint_spectra([state, state], k=2).save(tmp_path)[2].read_text()
+    assert "&lt;fc&gt; &amp; more" in page
+    assert "<fc>" not in page
+    sources = re.findall(r"(?:src|href)='([^']{0,19})", page)
+    assert len(sources) >= 5
+    assert set(sources) == {"data:image/svg+xml;"}
+
+
+def test_the_command_prints_or_writes(tmp_path, capsys):
+    for step in (0, 10):
+        save(state_dict(step / 10), tmp_path / f"step_{step}.pt")
+    assert cli.main(["spectra", str(tmp_path), "--k", "2", "--layers", "w*", "small"]) == 0
+    printed = capsys.readouterr().out
+    assert "140 x 300" in printed
+    assert "conv" not in printed
+    assert "2 matrices in 2 checkpoints" in printed
+    arguments = ["spectra", str(tmp_path / "step_10.pt"), "--base", str(tmp_path / "step_0.pt")]
+    assert cli.main([*arguments, "--of", "change", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert "report.html" in capsys.readouterr().out
+    assert cli.main(["spectra", str(tmp_path / "none.pt")]) == 2
+    assert "none.pt: no such file" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------

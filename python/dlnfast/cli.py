@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "export": "write a run as named arrays for other programs: zarr or HDF5",
     "sweep": "train a grid of specifications on all cores",
     "finetune": "fine-tune a pretrained transformer by LoRA and Deep LoRA",
+    "spectra": "singular values of the matrices in checkpoints",
     "bench": "time dlnfast beside NumPy, PyTorch and JAX",
     "info": "print version, build, threads and packages",
 }

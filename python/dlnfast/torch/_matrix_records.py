@@ -81,6 +81,29 @@ def has_own_vectors(found: TrackerRecord) -> bool:
     return bool(spread > 64 * np.sqrt(len(values)) * np.finfo(np.float32).eps * float(values[0]))
 
 
+@dataclass(frozen=True)
+class MatrixSpectra:
+    """The records of one matrix, without its tracker.
+
+    Attributes
+    ----------
+    values : ndarray, shape (n_records, k)
+        Singular values.
+    tracking : LayerTracking
+        Their errors, branches and angles.
+    left, right : ndarray, shape (n_records, m, k) and (n_records, n, k), or None
+        Singular vectors as columns, if they were recorded.
+    reference_step : int
+        Step of the reference of the angles; -1: none.
+    """
+
+    values: FloatArray
+    tracking: LayerTracking
+    left: FloatArray | None
+    right: FloatArray | None
+    reference_step: int
+
+
 @dataclass
 class MatrixRecords:
     """Tracker and records of one matrix."""
@@ -143,18 +166,22 @@ class MatrixRecords:
         factors = leading_factors(DenseMap(matrix), len(found.singular_values))
         self.reference = factors.U, factors.V
 
-    def values(self) -> FloatArray:
-        return np.array(self.rows["values"], dtype=self.dtype)
+    def spectra(self) -> MatrixSpectra:
+        fields = self.rows.keys() - {"values", *_VECTORS}
+        left, right = (np.array(self.rows[side]) if side in self.rows else None for side in _VECTORS)
+        return MatrixSpectra(
+            values=np.array(self.rows["values"], dtype=self.dtype),
+            tracking=LayerTracking(**{name: np.array(self.rows[name]) for name in fields}),
+            left=left,
+            right=right,
+            reference_step=self.reference_step,
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Precision of the matrix and of its singular values."""
         assert self.tracker._dtype is not None
         return self.tracker._dtype
-
-    def tracking(self) -> LayerTracking:
-        fields = self.rows.keys() - {"values", *_VECTORS}
-        return LayerTracking(**{name: np.array(self.rows[name]) for name in fields})
 
     def state_dict(self) -> dict[str, Any]:
         def tensor(value: Any) -> Any:
@@ -183,7 +210,7 @@ class MatrixRecords:
 
 
 def build_trajectory(
-    records: Sequence[MatrixRecords],
+    spectra: Sequence[MatrixSpectra],
     steps: Sequence[int],
     config: Mapping[str, Any],
     reason: str,
@@ -195,7 +222,7 @@ def build_trajectory(
 
     Parameters
     ----------
-    records : sequence of MatrixRecords
+    spectra : sequence of MatrixSpectra
         One for each matrix.
     steps : sequence of int
         Steps of the records.
@@ -210,10 +237,10 @@ def build_trajectory(
     """
     pairs = sorted((losses or {}).items())
     states = TrackedStates(
-        values=tuple(each.values() for each in records),
-        left=_stack_vectors(records, "left"),
-        right=_stack_vectors(records, "right"),
-        tracking=tuple(each.tracking() for each in records),
+        values=tuple(each.values for each in spectra),
+        left=tuple(each.left for each in spectra if each.left is not None),
+        right=tuple(each.right for each in spectra if each.right is not None),
+        tracking=tuple(each.tracking for each in spectra),
     )
     return Trajectory(
         steps=np.array(steps, dtype=np.int64),
@@ -222,11 +249,6 @@ def build_trajectory(
         states=states,
         certificate=Certificate("tracked", reason),
         problem=None,
-        config={**config, "reference_steps": [each.reference_step for each in records]},
+        config={**config, "reference_steps": [each.reference_step for each in spectra]},
         wall_time=seconds,
     )
-
-
-def _stack_vectors(records: Sequence[MatrixRecords], side: str) -> tuple[FloatArray, ...]:
-    has_vectors = all(side in each.rows for each in records)
-    return tuple(np.array(each.rows[side]) for each in records) if has_vectors else ()

@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 
-from .._support.arrays import FloatArray, check_count, check_flag, check_scale
+from .._support.arrays import FloatArray, check_count, check_flag, check_path, check_scale
 from .._support.threads import MAX_THREADS
 from .._tracking.svd_tracker import SVDTracker, TrackerRecord, is_decomposed
 from .._trajectory.trajectory import Trajectory
@@ -32,15 +35,17 @@ from ._checkpoint_matrices import (
     find_matrices,
     open_sources,
 )
+from ._checkpoint_report import format_table, summarise, write_files
 from ._matrix_records import (
     MatrixRecords,
+    MatrixSpectra,
     build_trajectory,
     check_number_of_values,
     has_own_vectors,
     make_tracker,
 )
 from ._names import format_names
-from .operators import ProductMatrix
+from .operators import ProductMatrix, frobenius_norm
 
 _KINDS: Final[tuple[Of, ...]] = ("weights", "change", "step")
 _DESCRIPTIONS: Final[Mapping[Of, str]] = {
@@ -55,7 +60,7 @@ _FAR: Final = 1e30
 #: Largest number of further updates by the same matrix, if errors exceed the tolerance.
 _REPEATS: Final = 3
 #: Number of entries of the blocks in which distances are summed.
-_BLOCK: Final = 2**16
+_BLOCK: Final = 2**20
 #: Bytes that are read from mapped files before all are unmapped.
 _MAPPED_BYTES: Final = 2**27
 
@@ -189,7 +194,7 @@ def checkpoint_spectra(
             stacklevel=2,
         )
     threads = settings["n_threads"] or torch.get_num_threads()
-    found: list[dict[Of, MatrixRecords]] = []
+    found: list[dict[Of, MatrixSpectra]] = []
     for matrix in matrices:
         trackers = {
             each: make_tracker(
@@ -211,7 +216,7 @@ def checkpoint_spectra(
         kinds=kinds,
         skipped=tuple(skipped),
         seconds=time.perf_counter() - start,
-        _records={each: tuple(records[each] for records in found) for each in kinds},
+        _spectra={each: tuple(spectra[each] for spectra in found) for each in kinds},
         _settings={"k": k, "vectors": with_vectors, **settings},
     )
 
@@ -249,7 +254,7 @@ class CheckpointSpectra:
     skipped: tuple[str, ...]
     seconds: float
     #: Records of each kind, one per matrix.
-    _records: Mapping[Of, tuple[MatrixRecords, ...]]
+    _spectra: Mapping[Of, tuple[MatrixSpectra, ...]]
     #: Settings for `Trajectory.config`.
     _settings: Mapping[str, Any]
 
@@ -279,7 +284,7 @@ class CheckpointSpectra:
         """
         if of not in self.kinds:
             raise ValueError(f"of is {of!r}; of these checkpoints there are {', '.join(self.kinds)}")
-        records = self._records[of]
+        spectra = self._spectra[of]
         config = {
             "engine": "tracked",
             "of": of,
@@ -292,12 +297,50 @@ class CheckpointSpectra:
             **self._settings,
         }
         return build_trajectory(
-            records,
+            spectra,
             self.steps[1:] if of == "step" else self.steps,
             config,
-            f"{_DESCRIPTIONS[of]} of {len(records)} matrices in {len(self.steps)} checkpoints",
+            f"{_DESCRIPTIONS[of]} of {len(spectra)} matrices in {len(self.steps)} checkpoints",
             seconds=self.seconds,
         )
+
+    def table(self) -> str:
+        """Return a table with the largest value, its bound and the stable rank of each matrix.
+
+        Returns
+        -------
+        str
+            Lines of a head and one row per matrix.
+        """
+        return format_table(*summarise(self._trajectories()))
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write all values as files.
+
+        Parameters
+        ----------
+        folder : path
+            Folder, which is made if missing; files of these names are replaced.
+
+        Returns
+        -------
+        list of Path
+            ``spectra.csv``: a table with the columns step, layer, index, quantity, value and bound.
+            ``spectra.json``: the same by kind and layer. ``report.html``: tables and pictures, which are
+            drawn if matplotlib is installed; the page refers to no other file.
+        """
+        metadata = {
+            "steps": self.steps,
+            "checkpoints": self.checkpoints,
+            "base": self.base,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+            "settings": self._settings,
+        }
+        return write_files(check_path(folder, "folder"), metadata, self._trajectories())
+
+    def _trajectories(self) -> dict[str, Trajectory]:
+        return {of: self.trajectory(of) for of in self.kinds}
 
 
 def _check_kinds(of: Of | Sequence[Of] | None) -> tuple[Of, ...] | None:
@@ -356,13 +399,13 @@ class _MatrixPass:
         self._dense = [of for of in self.records if not matrix.is_product(of)]
         self._n_mapped = 0
 
-    def run(self) -> dict[Of, MatrixRecords]:
-        """Track the matrix through all checkpoints, and return its records."""
+    def run(self) -> dict[Of, MatrixSpectra]:
+        """Track the matrix through all checkpoints, and return its records without the trackers."""
         if self._matrix.rank is not None:
             self._track_factors()
         if self._dense:
             self._track_arrays()
-        return self.records
+        return {of: records.spectra() for of, records in self.records.items()}
 
     def _read(self, source: Source) -> FloatArray:
         values = source.read(self._matrix)
@@ -473,13 +516,13 @@ def _update_until_certified(
 
 
 def _measure_distance(a: FloatArray, b: FloatArray) -> float:
-    """Return ``||a - b||_F`` of two contiguous arrays, summed in float64 without a whole difference."""
-    x, y = a.reshape(-1), b.reshape(-1)
-    total = 0.0
-    for first in range(0, x.size, _BLOCK):
-        part = np.subtract(x[first : first + _BLOCK], y[first : first + _BLOCK], dtype=np.float64)
-        total += float(np.dot(part, part))
-    return float(np.sqrt(total))
+    """Return a bound on ``||a - b||_F`` of two contiguous arrays, without a whole difference."""
+    x, y = torch.from_numpy(a.reshape(-1)), torch.from_numpy(b.reshape(-1))
+    parts = [
+        frobenius_norm(x[first : first + _BLOCK] - y[first : first + _BLOCK])
+        for first in range(0, len(x), _BLOCK)
+    ]
+    return (1 + float(np.finfo(a.dtype).eps)) * math.hypot(*parts)
 
 
 @contextlib.contextmanager

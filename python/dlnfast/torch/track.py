@@ -657,7 +657,7 @@ class SpectralTracker:
             **self._settings,
         }
         return build_trajectory(
-            records,
+            [each.spectra() for each in records],
             self._steps,
             config,
             f"{description} of {len(records)} layers of a model, every {self._every} steps",
