@@ -20,6 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: Packages that the examples of a page need.
 NEEDED = {
     "README": ["torch"],
+    "checkpoints": ["torch", "matplotlib"],
     "data": ["dask"],
     "deep_lora": ["torch", "peft", "safetensors"],
     "losses": ["torch"],

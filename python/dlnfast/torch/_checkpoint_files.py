@@ -16,7 +16,7 @@ import torch
 
 from .._support.arrays import check_count
 from .._support.files import parse_object, read_text, translate_read_errors
-from ._safetensors import SafetensorsFile, TensorInfo
+from ._safetensors import SafetensorsFile, TensorInfo, allocate
 
 #: Endings of the files of checkpoints.
 _ENDINGS: Final = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -119,7 +119,10 @@ class TorchFile:
         if self._content is None:
             self._content = self._load()
         tensor: torch.Tensor = self._content[name].detach()
-        return tensor.clone() if self._is_mapped else tensor
+        if not self._is_mapped:
+            return tensor
+        copied = allocate(tensor.nbytes).view(tensor.dtype).reshape(tensor.shape)
+        return copied.copy_(tensor)
 
     def release(self) -> None:
         """Unmap the file; the next read maps it again."""

@@ -8,6 +8,7 @@ types, shapes and positions; and the data.
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,6 +66,15 @@ def parse_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     return parse_object(file.read(length).decode()), 8 + length
 
 
+def allocate(length: int) -> torch.Tensor:
+    """Return new memory as a tensor of bytes, in pages of its own.
+
+    Pages go back to the system at once. The heap, in which many large tensors of different sizes leave gaps,
+    would keep several times the memory of the largest one.
+    """
+    return torch.frombuffer(mmap.mmap(-1, max(length, 1)), dtype=torch.uint8)[:length]
+
+
 class SafetensorsFile:
     """The tensors of one safetensors file, of which each is read on its own.
 
@@ -113,7 +123,7 @@ class SafetensorsFile:
         """
         position, length = self._positions[name]
         info = self.tensors[name]
-        content = torch.empty(length, dtype=torch.uint8)
+        content = allocate(length)
         with translate_read_errors(self._path, _KIND), self._path.open("rb") as file:
             file.seek(position)
             if length and file.readinto(content.numpy().data) != length:

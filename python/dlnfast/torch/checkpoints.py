@@ -328,6 +328,11 @@ class CheckpointSpectra:
             ``spectra.csv``: a table with the columns step, layer, index, quantity, value and bound.
             ``spectra.json``: the same by kind and layer. ``report.html``: tables and pictures, which are
             drawn if matplotlib is installed; the page refers to no other file.
+
+        Raises
+        ------
+        TypeError
+            If `folder` is not a path.
         """
         metadata = {
             "steps": self.steps,
