@@ -21,6 +21,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NEEDED = {
     "README": ["torch"],
     "adapters": ["torch", "safetensors"],
+    "checkpoints": ["torch", "matplotlib"],
     "data": ["dask"],
     "deep_lora": ["torch", "peft", "safetensors"],
     "live": ["torch"],

@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "sweep": "train a grid of specifications on all cores",
     "finetune": "fine-tune a pretrained transformer by LoRA and Deep LoRA",
     "adapter": "audit, resize and extract adapters in files",
+    "spectra": "singular values of the matrices in checkpoints",
     "bench": "time dlnfast beside NumPy, PyTorch and JAX",
     "info": "print version, build, threads and packages",
 }

@@ -617,6 +617,7 @@ CASES: Final[dict[str, str]] = {
     "tracking-peers": "tracking:peers",
     "tracking-share": "tracking:share",
     "tracking-memory": "tracking:memory",
+    "checkpoint-spectra": "checkpoints:spectra",
     "track-share": "networks:track_share",
     "track-record": "networks:track_record",
     "subspace-report": "subspaces:subspace_report",

@@ -18,6 +18,7 @@ from .adapters.extract import Extraction, extract_adapter
 from .adapters.resize import resize_adapter
 from .adapters.sources import WrittenUpdate
 from .balance import balance
+from .checkpoints import CheckpointSpectra, checkpoint_spectra
 from .deep_lora import DeepLoRA
 from .features import LayerMeasures, LayerOutputs, layer_outputs, measure_layers
 from .full_batch import Descent, descend
@@ -54,6 +55,7 @@ __all__ = [
     "Alarm",
     "Batches",
     "CheckpointFile",
+    "CheckpointSpectra",
     "ClassGeometry",
     "ClassStatistics",
     "CompressedLayer",
@@ -94,6 +96,7 @@ __all__ = [
     "adapter_updates",
     "audit_adapter",
     "balance",
+    "checkpoint_spectra",
     "collapse",
     "compress",
     "descend",

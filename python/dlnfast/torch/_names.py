@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from torch import nn
@@ -29,6 +31,7 @@ _WRAPPERS: Final = (
     ("torch.optim.swa_utils", "AveragedModel", "module"),
     ("lightning.fabric.wrappers", "_FabricModule", "_forward_module"),
 )
+_GLOB: Final = re.compile(r"[*?\[]")
 _WRAPPED: Final = frozenset(child for _, _, child in _WRAPPERS)
 
 
@@ -109,3 +112,28 @@ def _find_wrapped_child(module: nn.Module) -> str | None:
         if wrapper is not None and isinstance(module, wrapper) and child in module._modules:
             return child
     return None
+
+
+def is_glob(choice: str) -> bool:
+    """Return whether a choice of names has wildcards."""
+    return _GLOB.search(choice) is not None
+
+
+def is_match(name: str, choice: object) -> bool:
+    """Return whether a name is chosen by a name, a glob, or a compiled regular expression.
+
+    Raises
+    ------
+    TypeError
+        If the choice is another object.
+    """
+    if isinstance(choice, re.Pattern):
+        return choice.search(name) is not None
+    if not isinstance(choice, str):
+        raise TypeError(f"layers holds {type(choice).__name__}; wanted names, globs or regular expressions")
+    return fnmatch.fnmatchcase(name, choice) if is_glob(choice) else name == choice
+
+
+def format_names(names: Sequence[str]) -> str:
+    """Return names as a list for messages; names in the middle of long lists are left out."""
+    return ", ".join(names) if len(names) <= 12 else ", ".join([*names[:6], "..", *names[-3:]])

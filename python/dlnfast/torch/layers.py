@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import re
 import warnings
@@ -17,7 +16,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from ._names import named_layers, strip_wrapper_parts
+from ._names import format_names, is_glob, is_match, named_layers, strip_wrapper_parts
 from ._reading import (
     PACKED_ATTRIBUTES,
     describe_computation,
@@ -43,7 +42,6 @@ LayerChoice = (
 PENULTIMATE = "penultimate"
 
 _T = TypeVar("_T")
-_GLOB = re.compile(r"[*?\[]")
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 #: Modules of other packages whose weight is (inputs, outputs), by the name of their class.
 _INPUTS_FIRST = ("Conv1D",)
@@ -313,7 +311,7 @@ def find_weights(
         chosen, named = _choose(candidates, layers, "weight matrices")
         chosen = chosen if with_unreadable else _skip_unreadable(chosen, named)
     if not chosen:
-        available = _format_names([m.name for m, _ in everything]) or "it has none"
+        available = format_names([m.name for m, _ in everything]) or "it has none"
         raise ValueError(f"layers ({layers!r}) chooses none of the model's weight matrices: {available}")
     return chosen
 
@@ -354,7 +352,7 @@ def _skip_unreadable(matrices: list[WeightMatrix], named: Sequence[WeightMatrix]
         skipped = [f"{matrix.name} {reason}" for matrix, reason in reasons.items()]
         warnings.warn(
             f"layers whose weights are no matrices of real floating-point numbers are skipped: "
-            f"{_format_names(skipped)}",
+            f"{format_names(skipped)}",
             UserWarning,
             stacklevel=4,
         )
@@ -476,10 +474,10 @@ def _choose(candidates: list[_Candidate[_T]], layers: LayerChoice, what: str) ->
             available = [c.names[0] for c in candidates]
             raise ValueError(
                 f"layers: {wanted!r} fits none of the model's {what}, by their "
-                f"names in model.named_modules(): {_format_names(available)}"
+                f"names in model.named_modules(): {format_names(available)}"
             )
         chosen |= found
-        if isinstance(choice, str) and not _GLOB.search(choice):
+        if isinstance(choice, str) and not is_glob(choice):
             named |= found
     return [candidates[i].item for i in sorted(chosen)], [candidates[i].item for i in sorted(named)]
 
@@ -490,33 +488,21 @@ def _find_matches(candidates: list[_Candidate[_T]], choice: object) -> set[int]:
     Names without the parts of wrappers are compared first, then those with them. Finally these parts are
     removed from the choice and the names, so that names from a wrapped model match in the plain model.
     """
-    found = {i for i, c in enumerate(candidates) if any(_is_match(name, choice) for name in c.names)}
+    found = {i for i, c in enumerate(candidates) if any(is_match(name, choice) for name in c.names)}
     if not found:
-        found = {i for i, c in enumerate(candidates) if any(_is_match(name, choice) for name in c.raw_names)}
+        found = {i for i, c in enumerate(candidates) if any(is_match(name, choice) for name in c.raw_names)}
     if found or not isinstance(choice, str):
         return found
     stripped = strip_wrapper_parts(choice)
     found = {
         i
         for i, c in enumerate(candidates)
-        if any(_is_match(strip_wrapper_parts(name), stripped) for name in c.names)
+        if any(is_match(strip_wrapper_parts(name), stripped) for name in c.names)
     }
-    if not _GLOB.search(choice) and len({id(candidates[i].module) for i in found}) > 1:
+    if not is_glob(choice) and len({id(candidates[i].module) for i in found}) > 1:
         names = " or ".join(repr(candidates[i].names[0]) for i in sorted(found))
         raise ValueError(f"layers: {choice!r} can be {names}; wanted one of these")
     return found
-
-
-def _is_match(name: str, choice: object) -> bool:
-    if isinstance(choice, re.Pattern):
-        return choice.search(name) is not None
-    if not isinstance(choice, str):
-        raise TypeError(f"layers holds {type(choice).__name__}; wanted names, globs or regular expressions")
-    return fnmatch.fnmatchcase(name, choice) if _GLOB.search(choice) else name == choice
-
-
-def _format_names(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= 12 else ", ".join([*names[:6], "..", *names[-3:]])
 
 
 def _get_module_path(matrix: WeightMatrix) -> str:

@@ -13,7 +13,6 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,24 +20,24 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from .. import reference as reference_measures
-from .._closure.certificate import Certificate
-from .._problem.factors import DenseMap, leading_factors
 from .._support.arrays import FloatArray, check_count, check_flag, check_scale
 from .._support.checksums import add_state_checksum
 from .._support.file_checks import translate_part_errors
 from .._support.threads import MAX_THREADS
 from .._tracking.svd_tracker import (
-    DEFAULTS,
     SVDTracker,
     TrackerRecord,
     check_state,
-    is_certified,
     is_decomposed,
 )
-from .._trajectory.layer_spectra import LayerTracking, split_tracker_record
-from .._trajectory.tracked import TrackedStates
 from .._trajectory.trajectory import Trajectory
+from ._matrix_records import (
+    MatrixRecords,
+    build_trajectory,
+    check_number_of_values,
+    has_own_vectors,
+    make_tracker,
+)
 from ._names import match_names
 from ._reading import describe_computation, explain_unreadable
 from ._steps import StepMonitor
@@ -63,12 +62,8 @@ _Buffer = tuple[nn.Module, str, torch.Tensor, torch.Tensor]
 
 _STATE_VERSION = 1
 _TRACKED: tuple[Of, ...] = ("weights", "change")
-#: Optional parts of a record.
-_VECTORS = ("left", "right")
 #: Number of entries from which a matrix is tracked by all threads; smaller ones are tracked in parallel.
 _LARGE = 2**22
-#: Default tolerance where a Gram matrix can certify it.
-_TOLERANCE = 1e-3
 
 
 def track(
@@ -258,9 +253,7 @@ class SpectralTracker:
         #: The step of a record that is computed in the background, its matrices, and what the thread found.
         self._pending: tuple[int, _Matrices, Future[_Found]] | None = None
         self._failed = False
-        if k != "all" and not isinstance(k, int):
-            raise TypeError(f'k is {k!r}; wanted a number of singular values, or "all"')
-        self._k = k if k == "all" else check_count(k, "k")
+        self._k = check_number_of_values(k)
         self._every = check_count(every, "every")
         self._settings: dict[str, Any] = {
             "tolerance": None if tolerance is None else check_scale(tolerance, "tolerance"),
@@ -304,19 +297,16 @@ class SpectralTracker:
         self.matrices = matrices
         self._steps: list[int] = []
         self._start = [m.copy() for m in matrices] if self._change else None
-        self._records: dict[Of, list[_MatrixRecords]] = {
-            of: [_MatrixRecords(self._make_tracker(m)) for m in matrices]
+        self._records: dict[Of, list[MatrixRecords]] = {
+            of: [MatrixRecords(self._make_tracker(m)) for m in matrices]
             for of in _TRACKED
             if self._change or of == "weights"
         }
 
     def _make_tracker(self, matrix: WeightMatrix) -> SVDTracker:
-        most = matrix.highest_rank
-        settings: dict[str, Any] = {**self._settings, **({} if _is_large(matrix) else {"n_threads": 1})}
-        if settings["tolerance"] is None:
-            is_sharp = _is_on_host(matrix) and is_certified(matrix.shape)
-            settings["tolerance"] = _TOLERANCE if is_sharp else DEFAULTS["tolerance"]
-        return SVDTracker(most if isinstance(self._k, str) else min(self._k, most), **settings)
+        settings = {**self._settings, **({} if _is_large(matrix) else {"n_threads": 1})}
+        is_array = _is_on_host(matrix)
+        return make_tracker(matrix.shape, self._k, matrix.highest_rank, is_array=is_array, **settings)
 
     @property
     def model(self) -> nn.Module:
@@ -441,7 +431,7 @@ class SpectralTracker:
             assert isinstance(result, TrackerRecord)
             records = self._records[of][i]
             records.append(result, self._vectors)
-            if records.reference is None and _has_own_vectors(result):
+            if records.reference is None and has_own_vectors(result):
                 records.set_reference(result, step, self._to_host(matrices[i], i, of))
         is_first = not self._steps
         self._steps.append(step)
@@ -710,12 +700,6 @@ class SpectralTracker:
                 raise ValueError("of is 'change', which is not tracked because of change=False")
             raise ValueError(f"of is {of!r}; wanted 'weights' or 'change'")
         records = self._records[of]
-        states = TrackedStates(
-            values=tuple(each.values() for each in records),
-            left=self._stack_vectors(records, "left"),
-            right=self._stack_vectors(records, "right"),
-            tracking=tuple(each.tracking() for each in records),
-        )
         description = "weights" if of == "weights" else "changes since the start"
         config = {
             "engine": "tracked",
@@ -725,25 +709,16 @@ class SpectralTracker:
             "every": self._every,
             "steps": self.step,
             "optimizers": self._monitor.optimizer_names,
-            "reference_steps": [each.reference_step for each in records],
             **self._settings,
         }
-        loss = sorted(self._loss.items())
-        return Trajectory(
-            steps=np.array(self._steps, dtype=np.int64),
-            loss=np.array([value for _, value in loss], dtype=np.float64),
-            loss_steps=np.array([step for step, _ in loss], dtype=np.int64),
-            states=states,
-            certificate=Certificate(
-                "tracked", f"{description} of {len(records)} layers of a model, every {self._every} steps"
-            ),
-            problem=None,
-            config=config,
-            wall_time=self.seconds,
+        return build_trajectory(
+            [each.spectra() for each in records],
+            self._steps,
+            config,
+            f"{description} of {len(records)} layers of a model, every {self._every} steps",
+            seconds=self.seconds,
+            losses=self._loss,
         )
-
-    def _stack_vectors(self, records: list[_MatrixRecords], side: str) -> tuple[FloatArray, ...]:
-        return tuple(np.array(each.rows[side]) for each in records) if self._vectors else ()
 
     # ----------------------------------------------------------------------------------- end, resume
 
@@ -901,7 +876,7 @@ class SpectralTracker:
         loss = {int(number): float(value) for number, value in state["loss"].items()}
         records = {
             of: [
-                _MatrixRecords.from_state_dict(
+                MatrixRecords.from_state_dict(
                     state["followed"][of][i], 0 if _is_large(matrix) else 1, len(steps)
                 )
                 for i, matrix in enumerate(self.matrices)
@@ -948,15 +923,6 @@ def _check_trackable(matrix: WeightMatrix) -> None:
         raise ValueError(f"layer {matrix.name} is on the meta device, where weights have no values")
 
 
-def _has_own_vectors(found: TrackerRecord) -> bool:
-    """Return whether singular vectors are defined: the matrix is neither zero nor a scaled isometry."""
-    values = np.abs(found.singular_values)
-    if not found.norm > 0:
-        return False
-    spread = float(np.ptp(values)) if len(values) > 1 else float(values[0])
-    return bool(spread > 64 * np.sqrt(len(values)) * np.finfo(np.float32).eps * float(values[0]))
-
-
 def _is_on_host(matrix: WeightMatrix | CopiedMatrix) -> bool:
     """Return whether a matrix is read as an array; others are known by products on their device."""
     return matrix.device.type == "cpu" and not matrix.is_product
@@ -981,101 +947,3 @@ class _Found(NamedTuple):
 
     records: dict[tuple[int, Of], TrackerRecord | ValueError]
     seconds: float
-
-
-@dataclass
-class _MatrixRecords:
-    """Tracker and records of one matrix."""
-
-    tracker: SVDTracker
-    rows: dict[str, list[npt.NDArray[Any]]] = field(
-        default_factory=lambda: {
-            name: []
-            for name in (
-                "values",
-                "errors",
-                "signs",
-                "branches",
-                "clusters",
-                "columns",
-                "angles",
-                "block_angles",
-            )
-        }
-    )
-    #: Left and right singular vectors of the first record in which they are defined, and its step.
-    reference: tuple[FloatArray, FloatArray] | None = None
-    reference_step: int = -1
-
-    def append(self, found: TrackerRecord, with_vectors: bool) -> None:
-        vectors = self.tracker.left_vectors, self.tracker.right_vectors
-        k = len(found.singular_values)
-        angles, block = np.zeros((2, k)), np.zeros(2)
-        if self.reference is not None:
-            for side in range(2):
-                now, then = (x[side].astype(np.float64) for x in (vectors, self.reference))
-                angles[side] = reference_measures.angle(now, then)
-                block[side] = reference_measures.principal_angles(now, then)[-1]
-        row = {
-            "values": np.abs(found.singular_values),
-            **split_tracker_record(found, self.dtype),
-            "angles": angles,
-            "block_angles": block,
-        }
-        if with_vectors:
-            row |= dict(zip(_VECTORS, vectors, strict=True))
-        for name, array in row.items():
-            self.rows.setdefault(name, []).append(array)
-
-    def drop_last(self, step: int) -> None:
-        for rows in self.rows.values():
-            rows.pop()
-        if self.reference_step == step:
-            self.reference, self.reference_step = None, -1
-
-    def set_reference(self, found: TrackerRecord, step: int, matrix: FloatArray) -> None:
-        """Make the vectors of this record the reference of all angles, recomputed to full accuracy."""
-        self.reference_step = step
-        if found.tier == "full":
-            self.reference = self.tracker.left_vectors, self.tracker.right_vectors
-            return
-        factors = leading_factors(DenseMap(matrix), len(found.singular_values))
-        self.reference = factors.U, factors.V
-
-    def values(self) -> FloatArray:
-        return np.array(self.rows["values"], dtype=self.dtype)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Precision of the matrix and of its singular values."""
-        assert self.tracker._dtype is not None
-        return self.tracker._dtype
-
-    def tracking(self) -> LayerTracking:
-        fields = self.rows.keys() - {"values", *_VECTORS}
-        return LayerTracking(**{name: np.array(self.rows[name]) for name in fields})
-
-    def state_dict(self) -> dict[str, Any]:
-        def tensor(value: Any) -> Any:
-            return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
-
-        pair = self.reference
-        return {
-            "rows": {name: tensor(np.array(rows)) for name, rows in self.rows.items()},
-            "reference": None if pair is None else [tensor(x) for x in pair],
-            "reference_step": self.reference_step,
-            "tracker": {name: tensor(value) for name, value in self.tracker.state_dict().items()},
-        }
-
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any], n_threads: int, n_records: int) -> _MatrixRecords:
-        pair = state["reference"]
-        for name, rows in state["rows"].items():
-            if len(rows) != n_records:
-                raise ValueError(f"state has {len(rows)} records of {name}; wanted {n_records}")
-        return cls(
-            SVDTracker.from_state_dict(state["tracker"], n_threads=n_threads),
-            rows={name: list(rows.numpy()) for name, rows in state["rows"].items()},
-            reference=None if pair is None else (pair[0].numpy(), pair[1].numpy()),
-            reference_step=int(state["reference_step"]),
-        )

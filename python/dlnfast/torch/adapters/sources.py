@@ -18,6 +18,7 @@ from ..._support.arrays import check_count, check_path, check_scale
 from ..._support.errors import ShapeError
 from ..._support.files import parse_object, read_text, translate_read_errors
 from ..._support.optional import import_optional
+from .._checkpoint_files import ADAPTER_CONFIG, ADAPTER_MODEL
 from .._state_files import read_state_file
 from .._truncation import Truncation
 from ..deep_lora import files
@@ -287,10 +288,10 @@ def read_adapter(path: str | os.PathLike[str], name: str = "path") -> AdapterFil
         return _read_deep_file(found)
     if not found.is_dir():
         raise FileNotFoundError(f"{name} is {os.fspath(path)!r}, which is no folder and no file")
-    if not (found / files.CONFIG).is_file():
-        raise FileNotFoundError(f"{name} is {os.fspath(path)!r}, a folder without {files.CONFIG}")
-    with translate_read_errors(found / files.CONFIG, _KIND):
-        config = parse_object(read_text(found / files.CONFIG))
+    if not (found / ADAPTER_CONFIG).is_file():
+        raise FileNotFoundError(f"{name} is {os.fspath(path)!r}, a folder without {ADAPTER_CONFIG}")
+    with translate_read_errors(found / ADAPTER_CONFIG, _KIND):
+        config = parse_object(read_text(found / ADAPTER_CONFIG))
         kind = str(config["peft_type"])
     _check_supported(found, kind, config)
     tensors = _read_tensors(found)
@@ -308,14 +309,14 @@ def _check_supported(folder: Path, kind: str, config: Mapping[str, Any]) -> None
 
 
 def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    path = folder / files.MODEL
+    path = folder / ADAPTER_MODEL
     if path.is_file():
         safetensors = import_optional("safetensors.torch", "files of adapters", install="safetensors")
         with translate_read_errors(path, _KIND):
             tensors: dict[str, torch.Tensor] = safetensors.load_file(path)
         return tensors
     if not (path := folder / _TORCH_MODEL).is_file():
-        raise FileNotFoundError(f"{folder} has neither {files.MODEL} nor {_TORCH_MODEL}")
+        raise FileNotFoundError(f"{folder} has neither {ADAPTER_MODEL} nor {_TORCH_MODEL}")
     found = read_state_file(path, f"a {_KIND}")
     for key, value in found.items():
         if not isinstance(value, torch.Tensor):
@@ -386,7 +387,7 @@ def _make_lora_layer(
 
 def _find_rank_and_alpha(folder: Path, name: str, config: Mapping[str, Any]) -> tuple[int, float]:
     """Return rank and alpha of a layer by the patterns of PEFT, of which the first one that fits counts."""
-    with translate_read_errors(folder / files.CONFIG, _KIND):
+    with translate_read_errors(folder / ADAPTER_CONFIG, _KIND):
         rank = _find_by_pattern(config.get("rank_pattern") or {}, name, config.get("r", 8))
         alpha = _find_by_pattern(config.get("alpha_pattern") or {}, name, config.get("lora_alpha", 8))
         title = f"of layer {name!r}"

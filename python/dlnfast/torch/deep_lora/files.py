@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -21,14 +22,14 @@ from ..._support.checksums import hash_entries
 from ..._support.errors import ShapeError
 from ..._support.files import atomic_file, atomic_path, translate_read_errors
 from ..._support.optional import import_optional
+from .._checkpoint_files import ADAPTER_CONFIG, ADAPTER_MODEL
+from .._safetensors import METADATA, parse_header
 from .layers import Factors, Kind, Target
 
 _KEY: Final = "dlnfast.deep_lora"
 _CHECKSUM: Final = "dlnfast.sha256"
 _VERSION: Final = 1
 _CONTENT: Final = "Deep LoRA adapter"
-CONFIG: Final = "adapter_config.json"
-MODEL: Final = "adapter_model.safetensors"
 #: Entries of PEFT's configuration that do not affect the function of the model.
 _FREE: Final = ("base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping")
 
@@ -125,11 +126,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, SavedL
 
 def _read_metadata(content: bytes) -> dict[str, str]:
     """Read the metadata of a safetensors file, which starts with the header after its size in 8 bytes."""
-    size = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or size > len(content) - 8:
-        raise ValueError("it is no safetensors file")
-    header = json.loads(content[8 : 8 + size])
-    metadata: dict[str, str] = header.get("__metadata__", {})
+    header, _ = parse_header(io.BytesIO(content), len(content))
+    metadata: dict[str, str] = header.get(METADATA, {})
     return metadata
 
 
@@ -269,7 +267,7 @@ def write_folder(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapp
     contents = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
     model_bytes = _safetensors().save(contents, {"format": "pt"})
     config_bytes = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-    _write_export(folder, {MODEL: model_bytes, CONFIG: config_bytes})
+    _write_export(folder, {ADAPTER_MODEL: model_bytes, ADAPTER_CONFIG: config_bytes})
 
 
 def _write_export(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -291,7 +289,7 @@ def _write_export(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def _replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Replace files of a folder one by one; after an error restore the previous ones."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{MODEL}.", suffix=".part") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{ADAPTER_MODEL}.", suffix=".part") as temporary:
         before = Path(temporary)
         for name, content in files.items():
             with atomic_file(before / f"new-{name}") as file:
