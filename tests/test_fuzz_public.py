@@ -156,6 +156,7 @@ def unusual_values(value):
 #: Results that may hold NaN or infinity, and why.
 MAY_BE_INFINITE = {
     "Problem.loss": "that of a W whose squares overflow",
+    "measures.balancedness": "that of layers whose squares overflow",
     "TrackerRecord.branch": "a branch that is gone is NaN",
     "SVDTracker": "gaps of the last value, and angles without a reference, are not known",
     "SVDTracker.update": "as above",

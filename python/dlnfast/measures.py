@@ -818,7 +818,7 @@ def balancedness(weights: Iterable[npt.ArrayLike]) -> FloatArray:
     Returns
     -------
     (L - 1,) ndarray of float64
-        One number for each pair of layers (l, l + 1).
+        One number for each pair of layers (l, l + 1); infinity if it is beyond the largest number.
 
     Raises
     ------
