@@ -634,9 +634,9 @@ def command(spec, folder):
 
 @pytest.fixture
 def long_sweep(tmp_path):
-    """Return the file of a sweep of 400 runs that take some hundredths of a second each."""
+    """Return the file of a sweep of 400 runs that take a tenth of a second each."""
     spec_path = tmp_path / "spec.toml"
-    text = TOML.replace("steps = 60", 'steps = 20_000\nrecord_every = 20_000\nengine = "dense"')
+    text = TOML.replace("steps = 60", 'steps = 100_000\nrecord_every = 100_000\nengine = "dense"')
     spec_path.write_text(text + '[sweep]\n"weights.seed" = ' + str(list(range(400))))
     return spec_path
 
