@@ -7,7 +7,7 @@ import base64
 import csv
 import html
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -43,6 +43,10 @@ th, td { padding: .2em .8em; text-align: right; border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left }
 img { max-width: 100%; height: auto }
 """
+
+
+#: Function of a run, the name of a layer and axes that draws the layer's singular values.
+DrawLayer = Callable[[Trajectory, str, Any], object]
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,9 @@ def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def write_files(folder: Path, metadata: Mapping[str, Any], runs: Mapping[str, Trajectory]) -> list[Path]:
+def write_files(
+    folder: Path, metadata: Mapping[str, Any], runs: Mapping[str, Trajectory], draw_layer: DrawLayer
+) -> list[Path]:
     """Write ``spectra.csv``, ``spectra.json`` and ``report.html`` into a folder; return their paths.
 
     Parameters
@@ -138,6 +144,8 @@ def write_files(folder: Path, metadata: Mapping[str, Any], runs: Mapping[str, Tr
         Steps, names of the checkpoints, and settings.
     runs : mapping of str to Trajectory
         Trajectories by the name of their kind.
+    draw_layer : callable
+        ``draw_layer(run, name, ax)`` draws the singular values of a layer on axes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = io.StringIO()
@@ -148,7 +156,7 @@ def write_files(folder: Path, metadata: Mapping[str, Any], runs: Mapping[str, Tr
     paths = [folder / name for name in ("spectra.csv", "spectra.json", "report.html")]
     write_text_whole(paths[0], table.getvalue())
     write_json(paths[1], _describe(metadata, runs))
-    write_text_whole(paths[2], _make_report(metadata, runs))
+    write_text_whole(paths[2], _make_report(metadata, runs, draw_layer))
     return paths
 
 
@@ -172,7 +180,7 @@ def _describe(metadata: Mapping[str, Any], runs: Mapping[str, Trajectory]) -> di
     return {**about, **metadata, "spectra": spectra, "environment": environment()}
 
 
-def _make_report(metadata: Mapping[str, Any], runs: Mapping[str, Trajectory]) -> str:
+def _make_report(metadata: Mapping[str, Any], runs: Mapping[str, Trajectory], draw_layer: DrawLayer) -> str:
     """Return an HTML page that refers to no other file."""
     head, rows = summarise(runs)
     listed = "".join(
@@ -186,7 +194,7 @@ def _make_report(metadata: Mapping[str, Any], runs: Mapping[str, Trajectory]) ->
         f"<table><tr><th>checkpoint</th><th>step</th></tr>{listed}</table>{base}",
         "<p>Every singular value is within its bound of the exact one. All values: spectra.csv.</p>",
         _format_html(head, rows),
-        *_draw(runs),
+        *_draw(runs, draw_layer),
         "</body></html>\n",
     ]
     return "\n".join(parts)
@@ -199,7 +207,7 @@ def _format_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "<table>\n" + "\n".join([line(head, "th"), *(line(row, "td") for row in rows)]) + "\n</table>"
 
 
-def _draw(runs: Mapping[str, Trajectory]) -> Iterator[str]:
+def _draw(runs: Mapping[str, Trajectory], draw_layer: DrawLayer) -> Iterator[str]:
     """Yield headings and pictures, as SVG within the page."""
     try:
         figures = import_optional("matplotlib.figure", "pictures in reports", "plot")
@@ -218,7 +226,12 @@ def _draw(runs: Mapping[str, Trajectory]) -> Iterator[str]:
             yield f"<p>The {len(names)} layers whose values changed most:</p>"
         n_rows = -(-len(names) // _COLUMNS)
         figure = figures.Figure(figsize=(11, 3 * n_rows), layout="constrained")
-        _draw_layers(figure, run, names, n_rows)
+        axes = figure.subplots(n_rows, _COLUMNS, squeeze=False).ravel()
+        for ax, name in zip(axes, names, strict=False):
+            draw_layer(run, name, ax)
+            ax.set_title(name, fontsize="small")
+        for ax in axes[len(names) :]:
+            ax.set_axis_off()
         yield _to_svg(figure)
 
 
@@ -246,17 +259,6 @@ def _choose_layers(run: Trajectory) -> list[str]:
         changes[name] = float(np.ptp(values, axis=0).max()) / top if top > 0 else 0.0
     chosen = sorted(changes, key=lambda name: -changes[name])[:_N_DRAWN]
     return [name for name in run.layer_names if name in chosen]
-
-
-def _draw_layers(figure: Figure, run: Trajectory, names: Sequence[str], n_rows: int) -> None:
-    from ..plots import SingularValueDisplay
-
-    axes = figure.subplots(n_rows, _COLUMNS, squeeze=False).ravel()
-    for ax, name in zip(axes, names, strict=False):
-        SingularValueDisplay.from_trajectory(run, name).plot(ax)
-        ax.set_title(name, fontsize="small")
-    for ax in axes[len(names) :]:
-        ax.set_axis_off()
 
 
 def _to_svg(figure: Figure) -> str:

@@ -342,7 +342,13 @@ class CheckpointSpectra:
             "seconds": self.seconds,
             "settings": self._settings,
         }
-        return write_files(check_path(folder, "folder"), metadata, self._trajectories())
+
+        def draw_layer(run: Trajectory, name: str, ax: Any) -> None:
+            from ..plots import SingularValueDisplay
+
+            SingularValueDisplay.from_trajectory(run, name).plot(ax)
+
+        return write_files(check_path(folder, "folder"), metadata, self._trajectories(), draw_layer)
 
     def _trajectories(self) -> dict[str, Trajectory]:
         return {of: self.trajectory(of) for of in self.kinds}
