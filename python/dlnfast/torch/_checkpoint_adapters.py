@@ -16,7 +16,8 @@ from .._support.arrays import check_scale
 from .._support.files import parse_object, read_text, translate_read_errors
 from ._checkpoint_files import ADAPTER_CONFIG, Checkpoint, find_adapter_file, open_file
 
-_PREFIX: Final = "base_model.model."
+#: Start of the names of all layers in an adapter.
+PREFIX: Final = "base_model.model."
 #: Endings of the two factors, and whether they belong to an embedding.
 _PAIRS: Final = (
     (".lora_A.weight", ".lora_B.weight", False),
@@ -111,7 +112,7 @@ def _find_updates(file: Checkpoint, config: Mapping[str, Any]) -> dict[str, LowR
         for end, other_end, is_embedding in _PAIRS:
             if not inner.endswith(end):
                 continue
-            name = inner.removesuffix(end).removeprefix(_PREFIX)
+            name = inner.removesuffix(end).removeprefix(PREFIX)
             outer = inner.removesuffix(end) + other_end
             shapes = [info.shape, file.tensors[outer].shape]
             rank = shapes[0][0]
@@ -120,7 +121,8 @@ def _find_updates(file: Checkpoint, config: Mapping[str, Any]) -> dict[str, LowR
                 raise ValueError(f"the factors of layer {name} have the shapes {shapes}")
             is_transposed = is_embedding or bool(config.get("fan_in_fan_out"))
             shape = (sizes[0], shapes[1][0]) if is_transposed else (shapes[1][0], sizes[0])
-            alpha = check_scale(_find_alpha(name, config), "lora_alpha")
+            patterns = config.get("alpha_pattern") or {}
+            alpha = check_scale(float(find_by_pattern(patterns, name, config["lora_alpha"])), "lora_alpha")
             scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
             updates[name] = LowRankUpdate(inner, outer, rank, shape, scale, is_transposed)
     if not updates:
@@ -128,10 +130,9 @@ def _find_updates(file: Checkpoint, config: Mapping[str, Any]) -> dict[str, LowR
     return updates
 
 
-def _find_alpha(name: str, config: Mapping[str, Any]) -> float:
-    """Return alpha of a layer, whose name a key of alpha_pattern may match at its end."""
-    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
-    for key, alpha in patterns.items():
-        if re.match(rf"(.*\.)?({key})$", name):
-            return float(alpha)
-    return float(config["lora_alpha"])
+def find_by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+    """Return the value of the first pattern that matches the end of a layer's name, as PEFT does."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default

@@ -280,7 +280,7 @@ def open_file(path: Path, key: str | None = None) -> Checkpoint:
         If it cannot be read.
     """
     if path.is_dir():
-        found = _find_model_file(path)
+        found = find_model_file(path)
         if found is None:
             raise FileNotFoundError(f"checkpoint {path} holds none of {', '.join(_MODEL_FILES)}")
         return open_file(found, key)
@@ -305,7 +305,8 @@ def find_adapter_file(folder: Path) -> Path:
     raise FileNotFoundError(f"adapter {folder} holds none of {', '.join(_ADAPTER_FILES)}")
 
 
-def _find_model_file(folder: Path) -> Path | None:
+def find_model_file(folder: Path) -> Path | None:
+    """Return the file or the index of the model in a folder; None if there is none."""
     return next((folder / name for name in _MODEL_FILES if (folder / name).is_file()), None)
 
 
@@ -317,7 +318,7 @@ def is_adapter(path: Path) -> bool:
 def _is_checkpoint(path: Path) -> bool:
     """Return whether a path looks like one checkpoint: a file, or a folder of a model or an adapter."""
     if path.is_dir():
-        return is_adapter(path) or _find_model_file(path) is not None
+        return is_adapter(path) or find_model_file(path) is not None
     is_file = path.name.endswith((*_ENDINGS, _INDEX_ENDING)) and path.is_file()
     return is_file and _SHARD.search(path.name) is None
 

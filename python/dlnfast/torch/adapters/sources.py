@@ -18,6 +18,7 @@ from ..._support.arrays import check_count, check_path, check_scale
 from ..._support.errors import ShapeError
 from ..._support.files import parse_object, read_text, translate_read_errors
 from ..._support.optional import import_optional
+from .._checkpoint_adapters import PREFIX, find_by_pattern
 from .._checkpoint_files import ADAPTER_CONFIG, ADAPTER_MODEL
 from .._state_files import read_state_file
 from .._truncation import Truncation
@@ -35,7 +36,6 @@ _LORA_KEY: Final = re.compile(
     r"(?P<layer>.+)\.(?P<factor>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?P<end>(\.weight)?)"
 )
 _DEEP_KEY: Final = re.compile(rf"(?P<layer>.+)\.{_DEEP}\.(?P<factor>right|cores|left)")
-_PREFIX: Final = "base_model.model."
 #: Why adapters of other types are refused.
 _OTHER_TYPES: Final = {
     "ADALORA": "whose ranks are masked while it trains",
@@ -239,7 +239,7 @@ def name_factors(
     layer: str, factors: tuple[torch.Tensor, torch.Tensor], *, is_embedding: bool = False
 ) -> dict[str, torch.Tensor]:
     """Return left and right under the keys of PEFT's LoRA."""
-    stem = f"{_PREFIX}{layer}.lora_"
+    stem = f"{PREFIX}{layer}.lora_"
     below, above = ("embedding_A", "embedding_B") if is_embedding else ("A.weight", "B.weight")
     return {stem + below: factors[1], stem + above: factors[0]}
 
@@ -337,7 +337,7 @@ def _read_lora(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Te
         raise ValueError(f"{folder} has no factors lora_A and lora_B")
     layers = {}
     for stem, keys in pairs.items():
-        name = stem.removeprefix(_PREFIX)
+        name = stem.removeprefix(PREFIX)
         layers[name] = _make_lora_layer(folder, name, keys, config, tensors)
     return LoraFolder(folder, layers, config, others)
 
@@ -388,17 +388,10 @@ def _make_lora_layer(
 def _find_rank_and_alpha(folder: Path, name: str, config: Mapping[str, Any]) -> tuple[int, float]:
     """Return rank and alpha of a layer by the patterns of PEFT, of which the first one that fits counts."""
     with translate_read_errors(folder / ADAPTER_CONFIG, _KIND):
-        rank = _find_by_pattern(config.get("rank_pattern") or {}, name, config.get("r", 8))
-        alpha = _find_by_pattern(config.get("alpha_pattern") or {}, name, config.get("lora_alpha", 8))
+        rank = find_by_pattern(config.get("rank_pattern") or {}, name, config.get("r", 8))
+        alpha = find_by_pattern(config.get("alpha_pattern") or {}, name, config.get("lora_alpha", 8))
         title = f"of layer {name!r}"
         return check_count(rank, f"rank {title}"), check_scale(alpha, f"lora_alpha {title}")
-
-
-def _find_by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
-    return default
 
 
 def _read_deep_lora(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> DeepLoraFolder:
@@ -412,7 +405,7 @@ def _read_deep_lora(folder: Path, config: dict[str, Any], tensors: dict[str, tor
         raise ValueError(f"{folder} has no factors of Deep LoRA")
     layers, depths = {}, {}
     for stem, parts in stems.items():
-        name = stem.removeprefix(_PREFIX)
+        name = stem.removeprefix(PREFIX)
         if missing := {"right", "cores", "left"} - set(parts):
             raise ValueError(f"{folder}: layer {name!r} lacks the factor {min(missing)!r}")
         for key, tensor in parts.items():

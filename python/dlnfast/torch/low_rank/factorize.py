@@ -20,11 +20,13 @@ from ..._support.arrays import (
     check_flag,
     check_scale,
     random_generator,
+    widths_of,
 )
 from ..._support.errors import ShapeError
 from .._gradients import Loss, find_leading_gradients
 from .._truncation import Truncation, TruncationRule
 from .._weight_use import find_weight_use
+from ..deep_lora.files import check_factor
 from ..layers import LayerChoice, WeightMatrix
 from ..updates import compute_thin_svd
 from .products import (
@@ -34,7 +36,6 @@ from .products import (
     install_all,
     is_product,
     uninstall,
-    widths_of,
 )
 from .starts import (
     INITS,
@@ -490,7 +491,7 @@ class Factorization:
         found = {name: rule.truncate(*self._pair(name)) for name in self._layers}
         for name, (truncation, (left, values, right)) in found.items():
             factors = self._factors(name)
-            if truncation.rank == self.ranks[name]:
+            if truncation.rank == min(widths_of(factors)):
                 continue
             roots = values ** (1 / len(factors))
             cores = [torch.diag(roots)] * (len(factors) - 2)
@@ -596,10 +597,7 @@ class Factorization:
             difference = ", ".join(sorted(set(own) ^ set(state))[:6])
             raise ValueError(f"state has other entries than this factorization: {difference}")
         for key, tensor in state.items():
-            if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-                raise TypeError(f"state: {key!r} is {type(tensor).__name__}; wanted a tensor of floats")
-            if not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"state: {key!r} is not finite")
+            check_factor(tensor, f"state: {key!r}", own[key].dtype)
         for name in self._layers:
             self._check_state(name, state)
         with torch.no_grad():

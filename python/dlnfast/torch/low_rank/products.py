@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from ..._support.arrays import FloatArray
+from ..._support.arrays import FloatArray, widths_of
 from .._names import named_layers
 from .._reading import describe_computation, read_weight
 from .._weight_use import find_weight_use
@@ -153,11 +153,6 @@ def _count_outputs(convolution: Any, x: torch.Tensor) -> int:
     n_axes = len(convolution.stride)
     positions = math.prod(x.shape[-n_axes:]) // strides
     return int(positions * (x.shape[0] if x.ndim == n_axes + 2 else 1))
-
-
-def widths_of(factors: Sequence[FloatArray] | Sequence[torch.Tensor]) -> list[int]:
-    """Return the columns of the first factor, and the rows of all."""
-    return [int(factors[0].shape[1]), *(int(factor.shape[0]) for factor in factors)]
 
 
 def is_sequence_cheaper(factors: Sequence[torch.Tensor], n_rows: int) -> bool:
