@@ -502,7 +502,7 @@ def compressed(name: str, **settings: Any) -> Iterator[Case]:
 
 def estimators() -> Iterator[Case]:
     """Yield fits that are interrupted in a run on held-out entries, or before the run on all entries."""
-    from dlnfast._completion import fitting
+    from dlnfast._completion import gradient_descent
 
     generator = np.random.default_rng(0)
     pairs = np.argwhere(generator.random((8, 7)) < 0.8)
@@ -520,7 +520,7 @@ def estimators() -> Iterator[Case]:
 
     def cut_at(call: int) -> Callable[[Path], None]:
         def cut(folder: Path) -> None:
-            with cut_at_call(fitting, "train", call):
+            with cut_at_call(gradient_descent, "train", call):
                 act(folder)
 
         return cut

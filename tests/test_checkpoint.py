@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 import dlnfast as dln
 from dlnfast import Checkpoint
-from dlnfast._completion import fitting
+from dlnfast._completion import gradient_descent
 from dlnfast._support import checkpoint as checkpoint_module
 from dlnfast._support import files
 from dlnfast._support.checkpoint import RunFolder
@@ -316,7 +316,7 @@ def test_fits_of_the_estimator_resume(cut, tmp_path, monkeypatch):
     pairs, known = draw_ratings()
     options = {"steps": 200, "n_threads": 1, "rank": 4}
     plain = dln.MatrixCompletion(**options).fit(pairs, known)
-    whole, calls = fitting.train, []
+    whole, calls = gradient_descent.train, []
 
     def counted(*arguments, **settings):
         calls.append(settings["steps"])
@@ -325,14 +325,16 @@ def test_fits_of_the_estimator_resume(cut, tmp_path, monkeypatch):
         return whole(*arguments, **settings)
 
     model = dln.MatrixCompletion(**options, checkpoint=Checkpoint(tmp_path, every=3, seconds=0))
-    monkeypatch.setattr(fitting, "train", counted)
+    monkeypatch.setattr(gradient_descent, "train", counted)
     with pytest.raises(StopTraining):
         model.fit(pairs, known)
     before = len(calls)
-    monkeypatch.setattr(fitting, "train", whole)
+    monkeypatch.setattr(gradient_descent, "train", whole)
     again = dln.MatrixCompletion(**options, checkpoint=tmp_path)
     repeated = []
-    monkeypatch.setattr(fitting, "train", lambda *a, **k: (repeated.append(k["steps"]), whole(*a, **k))[1])
+    monkeypatch.setattr(
+        gradient_descent, "train", lambda *a, **k: (repeated.append(k["steps"]), whole(*a, **k))[1]
+    )
     again.fit(pairs, known)
     assert again.validation_ == plain.validation_
     assert (again.n_steps_, again.weight_decay_) == (plain.n_steps_, plain.weight_decay_)
@@ -342,7 +344,7 @@ def test_fits_of_the_estimator_resume(cut, tmp_path, monkeypatch):
         assert_same_training(one, other)
     # Finished runs were not repeated.
     rerun, once = len(repeated), []
-    monkeypatch.setattr(fitting, "train", lambda *a, **k: (once.append(1), whole(*a, **k))[1])
+    monkeypatch.setattr(gradient_descent, "train", lambda *a, **k: (once.append(1), whole(*a, **k))[1])
     dln.MatrixCompletion(**options).fit(pairs, known)
     assert before - 1 + rerun <= len(once) + 1
     # Another fit has its own folder.

@@ -12,7 +12,7 @@ from helpers.optional_packages import import_sparse
 from helpers.records import with_record
 
 import dlnfast as dln
-from dlnfast._completion import fitting
+from dlnfast._completion import gradient_descent
 from dlnfast._completion.entries import Entries, fit_biases
 from dlnfast._completion.estimator import NotFittedError
 
@@ -84,7 +84,7 @@ def test_noisy_ratings_are_predicted_better_than_by_biases():
     assert error < 0.5 * error_alone
     assert error < 0.3  # the noise of a single rating
     assert model.validation_
-    assert model.weight_decay_ in fitting.DECAYS
+    assert model.weight_decay_ in gradient_descent.DECAYS
     assert model.n_steps_ > 0
 
 
@@ -511,7 +511,7 @@ def interrupting(monkeypatch, at, of_calls):
 
         return dln.train(*arguments, **with_record(options, callback=press))
 
-    monkeypatch.setattr(fitting, "train", train)
+    monkeypatch.setattr(gradient_descent, "train", train)
     return calls
 
 

@@ -3,6 +3,7 @@
 #include "define.hpp"
 #include "dlnfast/basis.hpp"
 #include "dlnfast/product.hpp"
+#include "dlnfast/row_posteriors.hpp"
 #include "dlnfast/singular_values.hpp"
 #include "dlnfast/thin_product.hpp"
 
@@ -44,6 +45,15 @@ double residual(const ObservedEntries<T>& observed, MatrixRef<const T> m, Matrix
   return masked_residual<T>(observed.by_rows, m, error, context);
 }
 
+template <class T>
+void posteriors(SparseRows<T> entries, MatrixRef<const T> others, ArrayRef<const T, 1> weights,
+                ArrayRef<const T, 1> precisions, const RowPrior<T>& prior, bool uncertain,
+                MatrixRef<T> moments, ArrayRef<double, 1> errors, const Context& context) {
+  entries.cols = others.rows;
+  row_posteriors<T>(entries, others, weights, precisions, prior, uncertain, moments, errors,
+                    context);
+}
+
 }  // namespace
 
 void bind_kernels(py::module_& m) {
@@ -82,6 +92,10 @@ void bind_kernels(py::module_& m) {
       products<float>, products<double>);
   define(m, "masked_residual", "observed, m, error, n_threads",
          "||E||^2 for error = E = Omega * (m - Phi).", residual<float>, residual<double>);
+  define(m, "row_posteriors",
+         "entries, others, weights, precisions, prior, uncertain, moments, errors, n_threads",
+         "Posterior moments of one factor of a partly known matrix, given those of the other.",
+         posteriors<float>, posteriors<double>);
   define(m, "measured_residual", "measurements, m, error, n_threads",
          "||r||^2 for r = B vec(m) - y; error = B^T r.", measured_residual<float>,
          measured_residual<double>);

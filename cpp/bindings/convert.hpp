@@ -11,6 +11,7 @@
 
 #include "call.hpp"
 #include "dlnfast/batch_descent.hpp"
+#include "dlnfast/row_posteriors.hpp"
 #include "dlnfast/svd_tracker.hpp"
 
 namespace dlnfast::python {
@@ -72,6 +73,8 @@ template <class T>
 constexpr auto annotation<ObservedEntries<T>> = const_name("tuple[_SparseRows, _SparseRows]");
 template <class T>
 constexpr auto annotation<Measurements<T>> = const_name("tuple[_Array, _Array]");
+template <class T>
+constexpr auto annotation<RowPrior<T>> = const_name("tuple[_Array, _Array]");
 template <>
 inline constexpr auto annotation<py::object> = const_name("Callable[..., object] | None");
 template <>
@@ -207,6 +210,11 @@ void read(Call& call, py::handle object, const std::string& name, ObservedEntrie
   read_parts(call, object, name, "(by_rows, by_columns)", out.by_rows, out.by_columns);
   out.by_rows.cols = out.by_columns.rows;
   out.by_columns.cols = out.by_rows.rows;
+}
+
+template <class T>
+void read(Call& call, py::handle object, const std::string& name, RowPrior<T>& out) {
+  read_parts(call, object, name, "(precision, shifts)", out.precision, out.shifts);
 }
 
 template <class T>

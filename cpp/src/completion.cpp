@@ -8,6 +8,7 @@
 
 #include "dlnfast/errors.hpp"
 #include "dlnfast/simd.hpp"
+#include "dlnfast/sparse_rows.hpp"
 #include "dlnfast/threads.hpp"
 #include "dlnfast/workspace.hpp"
 
@@ -24,7 +25,6 @@ namespace dlnfast {
 namespace {
 
 constexpr double flops_per_thread = 4e5;
-constexpr Index entries_per_chunk = 4096;
 constexpr Index pieces_per_chunk = 256;
 
 template <class T>
@@ -195,34 +195,10 @@ double run_rows(const Pass<T>& pass, Index begin, Index end, Index k, T* sum_buf
   }
 }
 
-// Returns the first row of chunk c of n: the row of the entry at which the chunk begins.
-template <class T>
-Index chunk_begin(const SparseRows<T>& entries, Index c, Index n) {
-  if (c == 0) return 0;
-  if (c == n) return entries.rows;
-  // Count one more entry per row, so that empty rows are distributed as well.
-  const Index total = entries.size + entries.rows;
-  const Index target = static_cast<Index>(static_cast<double>(total) * static_cast<double>(c) /
-                                          static_cast<double>(n));
-  Index low = 0, high = entries.rows;
-  while (low < high) {
-    const Index middle = (low + high) / 2;
-    if (entries.start[middle] + middle < target) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
+}  // namespace
 
 template <class T>
-Index count_chunks(const SparseRows<T>& entries) {
-  return std::max<Index>(1, (entries.size + entries.rows) / entries_per_chunk);
-}
-
-template <class T>
-void check_order(const SparseRows<T>& e, const char* name) {
+void check_rows(const SparseRows<T>& e, const char* name) {
   const std::string what(name);
   if (e.rows < 0 || e.cols < 0 || e.size < 0) throw ShapeError(what + " have a negative size");
   if (std::max(e.rows, e.cols) > std::numeric_limits<std::int32_t>::max()) {
@@ -245,8 +221,6 @@ void check_order(const SparseRows<T>& e, const char* name) {
   }
 }
 
-}  // namespace
-
 template <class T>
 void check_entries(const ObservedEntries<T>& entries) {
   const SparseRows<T>&a = entries.by_rows, &b = entries.by_columns;
@@ -255,8 +229,8 @@ void check_entries(const ObservedEntries<T>& entries) {
                      " by rows and " + std::to_string(b.cols) + " x " + std::to_string(b.rows) +
                      " by columns");
   }
-  check_order(a, "the entries by rows");
-  check_order(b, "the entries by columns");
+  check_rows(a, "the entries by rows");
+  check_rows(b, "the entries by columns");
   require_length(b.size, a.size, "the entries by columns");
 }
 
@@ -323,7 +297,7 @@ template <class T>
 void transpose_entries(const SparseRows<T>& by_rows, ArrayRef<std::int64_t, 1> starts,
                        ArrayRef<std::int32_t, 1> indices, ArrayRef<T, 1> sorted) {
   const Index n_starts = count_starts(by_rows.cols, "cols");
-  check_order(by_rows, "the entries by rows");
+  check_rows(by_rows, "the entries by rows");
   const Index n = by_rows.size;
   require_room(starts, n_starts, {}, "start");
   require_room(indices, n, {}, "index");
@@ -481,6 +455,7 @@ double measured_residual(const Measurements<T>& measurements, MatrixRef<const T>
 }
 
 #define DLNFAST_INSTANTIATE(T)                                                                     \
+  template void check_rows<T>(const SparseRows<T>&, const char*);                                  \
   template void check_entries<T>(const ObservedEntries<T>&);                                       \
   template Index sort_entries<T>(ArrayRef<const std::int64_t, 1>, ArrayRef<const std::int64_t, 1>, \
                                  ArrayRef<const T, 1>, Index, Index, ArrayRef<std::int64_t, 1>,    \

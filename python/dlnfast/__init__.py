@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from . import figures, plots, torch
     from ._completion.compress import CompressedNetwork, compress
     from ._completion.estimator import MatrixCompletion
-    from ._completion.fitting import BiasOptions, EntryOptions, LayerOptions, StoppingOptions
+    from ._completion.options import BiasOptions, EntryOptions, LayerOptions, StoppingOptions
     from ._completion.train_compressed import compressed_weights, train_compressed
     from ._config.sweep import SweepGrid, SweepResults, sweep
     from ._datasets.cifar10 import load_cifar10
@@ -124,7 +124,7 @@ _LAZY_MODULES = ("plots", "figures", "torch")
 _LAZY_NAMES = {
     "_completion.compress": ("CompressedNetwork", "compress"),
     "_completion.estimator": ("MatrixCompletion",),
-    "_completion.fitting": ("BiasOptions", "EntryOptions", "LayerOptions", "StoppingOptions"),
+    "_completion.options": ("BiasOptions", "EntryOptions", "LayerOptions", "StoppingOptions"),
     "_completion.train_compressed": ("compressed_weights", "train_compressed"),
     "_config.sweep": ("SweepGrid", "SweepResults", "sweep"),
     "_datasets.cifar10": ("load_cifar10",),

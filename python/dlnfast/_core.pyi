@@ -315,6 +315,17 @@ def residual_products(
 def masked_residual(
     observed: tuple[_SparseRows, _SparseRows], m: _Array, error: _Array, n_threads: int = 0
 ) -> float: ...
+def row_posteriors(
+    entries: _SparseRows,
+    others: _Array,
+    weights: _Array,
+    precisions: _Array,
+    prior: tuple[_Array, _Array],
+    uncertain: bool,
+    moments: _Array,
+    errors: npt.NDArray[np.float64],
+    n_threads: int = 0,
+) -> None: ...
 def measured_residual(
     measurements: tuple[_Array, _Array], m: _Array, error: _Array, n_threads: int = 0
 ) -> float: ...

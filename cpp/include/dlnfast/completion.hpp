@@ -37,8 +37,12 @@ struct ObservedEntries {
   Index cols() const { return by_rows.cols; }
 };
 
-// Throws ShapeError or std::invalid_argument unless the starts ascend, all indices are inside the
-// matrix, and both orders have equally many entries. All functions below rely on this check.
+// Throws ShapeError or std::invalid_argument, with this name of the rows, unless the starts ascend and
+// all indices are inside the matrix.
+template <class T>
+void check_rows(const SparseRows<T>& rows, const char* name);
+
+// The same for both orders. It throws, too, unless both orders have equally many entries. All functions below rely on this check.
 template <class T>
 void check_entries(const ObservedEntries<T>& entries);
 

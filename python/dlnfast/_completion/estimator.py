@@ -18,34 +18,26 @@ from .._problem.factors import entries_of_product
 from .._support.arrays import FloatArray
 from .._support.checkpoint import Checkpoint
 from .._support.moved import refuse_moved
-from .._training.resumable import run_resumable
 from .._trajectory.trajectory import Trajectory
-from .entries import Biases, Entries, fit_biases, merge_duplicates, read_entries, read_pairs
-from .fitting import (
-    DECAYS,
-    EXACT_FIT,
-    LARGEST_MATRIX_BYTES,
+from .entries import Entries, fit_biases, merge_duplicates, read_entries, read_pairs
+from .fitted import CheckpointedFit, Fit, Fitted, Trial, split_entries
+from .gradient_descent import GradientFit
+from .options import (
     OPTIONS,
-    WORSE_DECAYS,
     BiasOptions,
-    CheckpointedFit,
     EntryOptions,
-    HeldOutRun,
     LayerOptions,
-    Network,
-    Phase,
     Settings,
     StoppingOptions,
-    Watch,
     check_clip,
-    choose_biases,
     is_range,
-    last_snapshot,
     read_options,
-    root_mean_square,
-    split_entries,
 )
+from .search import VariationalFit
 
+#: Maximum number of entries of a matrix that `predict` fills as a whole, 1 GB.
+_LARGEST_MATRIX: Final = 2**27
+_METHODS: Final[dict[str, type[Fit]]] = {"variational": VariationalFit, "gradient": GradientFit}
 _LAYERS, _STOPPING, _ENTRIES = LayerOptions(), StoppingOptions(), EntryOptions()
 
 #: Keywords of version 0.1.0, and the code that replaces them.
@@ -68,34 +60,43 @@ class NotFittedError(ValueError, AttributeError):
 
 
 class MatrixCompletion:
-    r"""Complete a matrix of which some entries are known, by biases and a deep linear network.
+    r"""Complete a matrix of which some entries are known, by biases and a linear network.
 
     .. math:: r_{ij} \approx \mu + a_i + b_j + (W_L \cdots W_1)_{ij}
 
-    The biases are a ridge regression. Gradient descent on the layers learns the residuals, from a small
-    initial scale, with weight decay and early stopping: all three favour low rank. The decay and
-    the number of steps are chosen on entries that `fit` holds out, before it runs once more on all of them.
-    Where decay alone ends a run, because there is little noise, the run continues without it: singular values
-    that it has shrunk grow back, those that it has removed do not.
+    Method "variational" fits a network of two layers by variational Bayes: sweeps of alternating least
+    squares that take the uncertainty of the other layer into account. The weight decay of every direction,
+    and of the biases, is learned, so that directions that the entries do not support vanish. The rank and
+    the model of the noise are chosen on entries that `fit` holds out, before it sweeps over all of them.
+
+    Method "gradient" fits the biases by ridge regression, and a deep network by gradient descent, from a
+    small initial scale, with weight decay and early stopping: all three favour low rank. The decay and the
+    number of steps are chosen on held-out entries. Where decay alone ends a run, because there is little
+    noise, the run continues without it: singular values that it has shrunk grow back, those that it has
+    removed do not.
 
     Parameters
     ----------
     rank : int, optional
-        Maximum rank: the width of the layers. Default: 32, or the number of rows or columns with entries if
-        that is smaller; with ``layers.compress=False`` the smaller side of the matrix. Decay and early
-        stopping find the rank that is used; a larger maximum costs time rather than accuracy.
-    depth : int
-        Number of layers L, at least 2. Depth prefers low rank more strongly.
+        Maximum rank. Default: for "variational" 8, 16, 32 and 64 are tried for as long as the held-out
+        error falls; for "gradient" 32, or the number of rows or columns with entries if that is smaller,
+        and with ``layers.compress=False`` the smaller side of the matrix.
+    method : {"variational", "gradient"}
+        Way to fit. "gradient" can be more accurate where entries have no noise at all.
+    depth : int, optional
+        Number of layers L, at least 2. Depth prefers low rank more strongly. Default: 3 for "gradient", 2 for
+        "variational", which has no other.
     weight_decay : "auto" or float
-        Weight decay over the leading singular value of the residuals: directions below this share of it are
-        not learned (exactly so at the start, and for L = 2 altogether). "auto" tries 0.7, 0.5, 0.35, .., 0 on
-        held-out entries for as long as the error falls.
-    steps : int
-        Maximum number of updates, with decay and then without.
+        For "gradient": weight decay over the leading singular value of the residuals: directions below this
+        share of it are not learned (exactly so at the start, and for L = 2 altogether). "auto" tries 0.7,
+        0.5, 0.35, .., 0 on held-out entries for as long as the error falls.
+    steps : int, optional
+        Maximum number of updates of a run: sweeps (default 30) or steps (default 2000, with decay and then
+        without).
     layers : LayerOptions
-        Initial layers, learning rates and precision.
+        Initial layers and learning rates of "gradient", and precision.
     biases : BiasOptions, str or None
-        Biases that are fitted first; a string or None is the `kind`.
+        Biases of the model; a string or None is the `kind`.
     stopping : StoppingOptions
         Held-out entries and early stopping.
     entries : EntryOptions
@@ -105,7 +106,7 @@ class MatrixCompletion:
     n_threads : int
         Number of threads, as in `train`.
     progress : bool
-        Whether to show a progress bar on a terminal for the last run.
+        Whether to show a progress bar on a terminal for the last run of gradient descent.
     checkpoint : path or Checkpoint, optional
         Folder in which every `fit` has a subfolder, whose name follows from the entries and the settings.
         After a crash the same `fit` resumes bit for bit, with the same number of threads. So do the fits of a
@@ -124,46 +125,50 @@ class MatrixCompletion:
         Nonzero singular values of the product.
     shape_ : (int, int)
         Shape of the completed matrix.
-    weight_decay_, biases_ : float, str or None
-        The chosen weight decay and kind of biases.
+    noise_variance_ : float or None
+        sigma^2 of "variational".
+    weight_decay_ : float or None
+        The chosen weight decay of "gradient".
+    biases_ : str or None
+        The chosen kind of biases.
     n_steps_ : int
-        Steps of the last fit, of both runs. 0 where the layers gained nothing on held-out entries: the
+        Number of updates that led to the factors. 0 where the layers gained nothing on held-out entries: the
         factors are then zero.
-    trajectory_ : Trajectory or None
-        The last run, on standardised residuals, which gives the factors; None without one.
     trajectories_ : list of Trajectory
-        The run with decay, and its continuation without decay, if any.
-    validation_ : list of (float, int, float)
-        Weight decay, best number of steps and RMSE there, for each run on held-out entries.
+        With ``layers.keep_trajectories`` and "gradient": the run with decay, and its continuation without
+        decay, if any, on standardised residuals.
+    validation_ : list of (dict, int, float)
+        For each run on held-out entries what was tried, the best number of updates and the RMSE there.
     fit_seconds_ : float
         Duration of the fit in seconds.
 
-    Notes
-    -----
-    Rows and columns without entries, and those beyond the shape in `predict`, have bias 0
-    and factors 0: of a new row only the mean and the column's bias are known.
+    Notes ----- Rows and columns without entries, and those beyond the shape in `predict`, have bias 0 and
+    factors 0 with "gradient": of a new row only the mean and the column's bias are known. With
+    "variational" those without entries get the mean of the prior.
 
     Ctrl-C during `fit` leaves a fitted estimator, from the last snapshot of the last run or from the best
     record so far, and raises KeyboardInterrupt, so that a grid search stops, too. (In a notebook
     you can use the estimator as if `fit` had returned.)
 
-    Follows the conventions of scikit-learn without needing it: `clone`, `cross_val_score` and `GridSearchCV`
-    take it with pairs. (Files are often sorted by user: give ``cv=KFold(5, shuffle=True)``, or whole users
-    are held out.) O(n k) for n entries and width k at every step; nothing of the size of the whole
-    matrix is formed.
+    Follows the conventions of scikit-learn without needing it: `clone`, `cross_val_score` and
+    `GridSearchCV` take it with pairs. (Files are often sorted by user: give ``cv=KFold(5, shuffle=True)``,
+    or whole users are held out.) For n entries and rank k, O(n k^2 + (rows + columns) k^3) for every sweep,
+    and O(n k) for every step of gradient descent; nothing of the size of the whole matrix is formed.
 
-    Yaras et al. 2024, arXiv 2406.04112 (compressed factorisations); Arora et al. 2019, arXiv 1905.13655
-    (depth and low rank); Koren, Bell, Volinsky 2009 (biases).
+    Lim, Teh 2007, "Variational Bayesian approach to movie rating prediction"; Raiko, Ilin, Karhunen 2007
+    (variational); Yaras et al. 2024, arXiv 2406.04112 (compressed factorisations); Arora et al. 2019,
+    arXiv 1905.13655 (depth and low rank); Koren, Bell, Volinsky 2009 (biases).
 
     Examples
     --------
     >>> import dlnfast as dln
     >>> import numpy as np
-    >>> pairs = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [2, 0]])
-    >>> biases = dln.BiasOptions(penalty=0.0)
-    >>> model = dln.MatrixCompletion(biases=biases).fit(pairs, [1.0, 2.0, 3.0, 4.0, 5.0])
-    >>> model.predict([[2, 1]]).round(3)
-    array([6.])
+    >>> generator = np.random.default_rng(0)
+    >>> matrix = np.outer(generator.normal(size=40), generator.normal(size=30))
+    >>> known = generator.random((40, 30)) < 0.5
+    >>> model = dln.MatrixCompletion().fit(np.where(known, matrix, np.nan))
+    >>> bool(np.abs(model.predict() - matrix)[~known].max() < 0.01)
+    True
     """
 
     #: Attribute that scikit-learn before version 1.6 reads.
@@ -176,22 +181,23 @@ class MatrixCompletion:
     column_factors_: FloatArray
     singular_values_: FloatArray
     shape_: tuple[int, int]
-    weight_decay_: float
+    noise_variance_: float | None
+    weight_decay_: float | None
     biases_: str | None
     n_steps_: int
-    trajectory_: Trajectory | None
     trajectories_: list[Trajectory]
-    validation_: list[tuple[float, int, float]]
+    validation_: list[Trial]
     fit_seconds_: float
 
     @refuse_moved("MatrixCompletion", _MOVED)
     def __init__(
         self,
         rank: int | None = None,
-        depth: int = 3,
         *,
+        method: str = "variational",
+        depth: int | None = None,
         weight_decay: float | str = "auto",
-        steps: int = 2000,
+        steps: int | None = None,
         layers: LayerOptions = _LAYERS,
         biases: BiasOptions | str | None = "auto",
         stopping: StoppingOptions = _STOPPING,
@@ -202,6 +208,7 @@ class MatrixCompletion:
         checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     ) -> None:
         self.rank = rank
+        self.method = method
         self.depth = depth
         self.weight_decay = weight_decay
         self.steps = steps
@@ -336,131 +343,40 @@ class MatrixCompletion:
             read_entries(X, y, read_options("entries", self.entries).shape), settings.duplicates
         )
         settings.check_width(entries.shape)
-        fit = None if self.checkpoint is None else CheckpointedFit(self.checkpoint, settings, entries)
-        parts = split_entries(settings, entries)
-        settings = replace(settings, biases=choose_biases(settings, parts))
+        folder = None if self.checkpoint is None else CheckpointedFit(self.checkpoint, settings, entries)
         self._clip_range = (float(entries.values.min()), float(entries.values.max()))
-        self.shape_, self.validation_, self.trajectories_ = entries.shape, [], []
-        self.trajectory_, self.n_steps_, self.weight_decay_ = None, 0, settings.decay or 0.0
-        self.biases_ = settings.biases
+        kind = "both" if settings.biases == "auto" else settings.biases
         # First of all, so that there is something to predict with whenever Ctrl-C comes.
-        biases = fit_biases(entries, settings.biases, settings.penalty)
-        self._keep(biases, None, entries.shape)
+        first = replace(Fitted.of_biases(fit_biases(entries, kind, settings.penalty)), kind=kind)
+        fit = _METHODS[settings.method](
+            settings,
+            entries,
+            split_entries(settings, entries),
+            self._clip_values,
+            folder,
+            self.progress,
+            first,
+        )
+        self.shape_ = entries.shape
         try:
-            with nullcontext() if fit is None else fit.owned():
-                plan = None if parts is None else self._search(settings, *parts, fit)
-                if plan is None:
-                    plan = [Phase(settings.decay or 0.0, settings.steps)]
-                network = Network(settings, entries, biases)
-                self.weight_decay_, self.n_steps_ = plan[0].decay, 0
-                self._keep(network.biases, None, entries.shape)
-                if not network.nothing_left:
-                    self._run_phases(plan, network, fit)
+            with nullcontext() if folder is None else folder.owned():
+                fit.run()
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(f"the estimator is fitted, up to {fit.unit} {fit.fitted.n_steps}")
+            raise
         finally:
+            self._take(fit)
             self.fit_seconds_ = time.perf_counter() - start
         return self
 
-    def _search(
-        self, settings: Settings, seen: Entries, held_out: Entries, fit: CheckpointedFit | None
-    ) -> list[Phase]:
-        """Return the decay and the steps that suit held-out entries."""
-        network = Network(settings, seen, fit_biases(seen, settings.biases, settings.penalty))
-        self._keep(network.biases, None, seen.shape)
-        if network.nothing_left:
-            return [Phase(self.weight_decay_, 0)]
-        exact = EXACT_FIT * float(np.std(np.concatenate([seen.values, held_out.values])))
-        best, plan = math.inf, [Phase(self.weight_decay_, 0)]
-        poorer, least = 0, math.inf
-        for decay in DECAYS if settings.decay is None else (settings.decay,):
-            first = self._run_held_out(network, held_out, network.start, decay, best, fit)
-            if first.error < best:
-                best, plan = first.error, [first.phase(settings.steps)]
-                self.weight_decay_ = decay
-            if decay > 0 and first.step > 0 and not first.rises:
-                assert first.layers is not None
-                second = self._run_held_out(network, held_out, first.layers, 0.0, best, fit)
-                if second.step > 0 and second.error < best:
-                    best, plan = second.error, [first.phase(settings.steps), second.phase(settings.steps)]
-                    self.weight_decay_ = decay
-            # By the runs with decay alone: the one without may hide that less decay would keep more.
-            poorer = 0 if first.error < least else poorer + 1
-            least = min(least, first.error)
-            if poorer == WORSE_DECAYS or best <= exact:
-                break
-        return plan
-
-    def _run_held_out(
-        self,
-        network: Network,
-        held_out: Entries,
-        start: list[FloatArray],
-        decay: float,
-        best: float,
-        fit: CheckpointedFit | None,
-    ) -> Watch:
-        """Run until the held-out error stops falling; store factors that are better than the best so far."""
-        watch = Watch(network.settings.patience, decay)
-        known = network.biases.at(held_out.rows, held_out.columns)
-
-        def measure_error(layers: list[FloatArray]) -> float:
-            # The network's own initial layers have learned nothing yet.
-            low = (
-                0.0
-                if layers is network.start
-                else network.entries_of(layers, held_out.rows, held_out.columns)
-            )
-            return root_mean_square(self._clip_values(known + low), held_out.values)
-
-        def keep_best() -> None:
-            if watch.layers is not None and watch.error < best and watch.step > 0:
-                self.n_steps_ = watch.step
-                self._keep(network.biases, network.factors(watch.layers), network.shape)
-
-        work = HeldOutRun(network, start, decay, watch, measure_error, keep_best)
-        if fit is None:
-            run_resumable(None, work)
-        else:
-            run_resumable(fit.held_out_run(len(self.validation_)), work, seconds=fit.seconds)
-        self.validation_.append((decay, watch.step, watch.error))
-        return watch
-
-    def _run_phases(self, plan: list[Phase], network: Network, fit: CheckpointedFit | None) -> None:
-        """Run the phases on all entries, each from the end of the one before."""
-        layers = network.start
-        for i, phase in enumerate(plan):
-            if phase.steps == 0:
-                continue
-            done = self.n_steps_
-            checkpoint = None if fit is None else fit.final_run(i)
-            try:
-                run = network.run(layers, phase, progress=self.progress, checkpoint=checkpoint)
-            except KeyboardInterrupt as interrupt:
-                partial = getattr(interrupt, "trajectory", None)
-                if isinstance(partial, Trajectory):
-                    self._take(network, partial, done, last_snapshot(partial))
-                interrupt.add_note(f"the estimator is fitted, up to step {self.n_steps_}")
-                raise
-            layers = self._take(network, run, done, int(run.steps[-1]))
-
-    def _take(self, network: Network, run: Trajectory, done: int, step: int) -> list[FloatArray]:
-        self.trajectory_ = run
-        self.trajectories_.append(run)
-        self.n_steps_ = done + step
-        layers = run.all_weights(step)
-        if self.n_steps_ > 0:
-            self._keep(network.biases, network.factors(layers), network.shape)
-        return layers
-
-    def _keep(
-        self,
-        biases: Biases,
-        factors: tuple[FloatArray, FloatArray, FloatArray] | None,
-        shape: tuple[int, int],
-    ) -> None:
-        self.mean_, self.row_bias_, self.column_bias_ = biases
-        if factors is None:
-            factors = np.zeros((shape[0], 1)), np.zeros((shape[1], 1)), np.zeros(1)
-        self.row_factors_, self.column_factors_, self.singular_values_ = factors
+    def _take(self, fit: Fit) -> None:
+        """Set the attributes that end with an underscore, which belong together."""
+        found = fit.fitted
+        self.mean_, self.row_bias_, self.column_bias_ = found.biases
+        self.row_factors_, self.column_factors_, self.singular_values_ = found.factors
+        self.biases_, self.n_steps_, self.weight_decay_ = found.kind, found.n_steps, found.weight_decay
+        self.noise_variance_ = found.noise_variance
+        self.validation_, self.trajectories_ = fit.trials, list(found.trajectories)
 
     # ---------------------------------------------------------------------------------------- predict
 
@@ -486,7 +402,7 @@ class MatrixCompletion:
         """
         self._check_fitted()
         if X is None:
-            if math.prod(self.shape_) > LARGEST_MATRIX_BYTES:
+            if math.prod(self.shape_) > _LARGEST_MATRIX:
                 raise ValueError(
                     f"X is None, but the matrix has {self.shape_[0]} x {self.shape_[1]} entries; wanted pairs"
                 )

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from .._completion.entries import Entries, fit_biases
 from .._completion.estimator import MatrixCompletion
-from .._completion.fitting import EntryOptions
+from .._completion.options import EntryOptions
 from .._datasets.ratings import load_movielens
 from .options import Options
 

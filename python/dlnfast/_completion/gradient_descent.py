@@ -1,49 +1,33 @@
 # SPDX-License-Identifier: MIT
-"""The runs of a fit: a network with falling weight decay, and early stopping by held-out entries."""
+"""Gradient descent on a deep network, with falling weight decay and early stopping by held-out entries."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from .._problem.factors import entries_of_product, leading_factors
 from .._problem.observations import Completion
-from .._support.arrays import (
-    FloatArray,
-    as_pair,
-    check_choice,
-    check_count,
-    check_flag,
-    check_precision,
-    check_scale,
-    random_generator,
-)
-from .._support.checkpoint import Checkpoint, RunFolder, State
-from .._support.checksums import compute_identity
+from .._support.arrays import FloatArray
+from .._support.checkpoint import Checkpoint, State
 from .._support.files import Arrays
-from .._support.threads import MAX_THREADS
 from .._training.options import Adaptive, Record
-from .._training.resumable import ResumableWork, own_folder
+from .._training.resumable import ResumableWork
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
 from .._weights.initial import orthogonal
-from .entries import BIASES, DUPLICATES, ROUNDING, Biases, Entries, Positions, fit_biases
+from .entries import ROUNDING, Biases, Entries, Positions, fit_biases
+from .fitted import Factors, Fit, Fitted, Trial, normalise_factors, root_mean_square
+from .options import Settings
 
 #: Candidates of weight_decay="auto", tried in this order while the held-out error falls.
 DECAYS: Final = (0.7, 0.5, 0.35, 0.2, 0.1, 0.03, 0.0)
 #: Number of consecutive worse candidates after which no more are tried.
 WORSE_DECAYS: Final = 2
-#: Default width: an upper bound on the rank, which decay and early stopping find.
-_DEFAULT_WIDTH: Final = 32
-#: Minimum number of held-out entries.
-_FEWEST_HELD_OUT: Final = 10
 #: Relative decrease of the held-out error that restarts the patience.
 _LEAST_GAIN: Final = 1e-4
 #: Biases are fitted if their held-out error is at most this share of the entries' root mean square.
@@ -58,263 +42,6 @@ _FLAT: Final = 4
 _START_TOLERANCE: Final = 1e-4
 #: Number of snapshots in the last run, for the case that it is interrupted.
 _SNAPSHOTS: Final = 8
-#: Maximum number of entries of a matrix that `predict` fills as a whole, 1 GB.
-LARGEST_MATRIX_BYTES: Final = 2**27
-#: Hexadecimal digits of a fit's identity that name its folder.
-_NAME_LENGTH: Final = 16
-
-
-@dataclass(frozen=True)
-class LayerOptions:
-    """Initial layers and learning rates of a `MatrixCompletion`.
-
-    Parameters
-    ----------
-    compress : bool
-        True: layers start in the leading singular vectors of the residuals, as those of `compressed_weights`
-        with basis "surrogate". False: they start as random orthogonal matrices as wide as `rank`. With the
-        default rank a step then costs as much as products of whole matrices. Random layers see little of the
-        leading directions at first, and need a larger `scale`, such as 0.01.
-    scale : float
-        Singular values of the initial product, over the largest singular value that the entries suggest for
-        the whole matrix. The smaller, the more is learned one direction after the other.
-    learning_rate : "adaptive", Adaptive or float
-        Learning rate, as in `train`. A number applies to residuals of unit variance and the mean over
-        entries.
-    outer : float
-        Learning rate of the first and last layer over that of the others.
-    dtype : {"float64", "float32"}
-        Precision of the layers.
-    """
-
-    compress: bool = True
-    scale: float = 1e-3
-    learning_rate: float | str | Adaptive = "adaptive"
-    outer: float = 1.0
-    dtype: npt.DTypeLike = "float64"
-
-
-@dataclass(frozen=True)
-class BiasOptions:
-    """The biases that a `MatrixCompletion` fits before its layers.
-
-    Parameters
-    ----------
-    kind : {"auto", "both", "rows", "columns", "mean", None}
-        Biases of rows, columns or both, with the mean; the mean alone; or None, not even the mean. "auto":
-        "both" where they predict held-out entries better than zero does, else None; "both" where too few
-        entries are held out. Biases spoil the low rank of a matrix without noise whose rows and columns have
-        no levels of their own.
-    penalty : float or (float, float)
-        Ridge penalty of the biases, or one for rows and one for columns: the bias of a row with n entries is
-        ``n / (n + penalty)`` times its mean residual.
-    """
-
-    kind: str | None = "auto"
-    penalty: float | tuple[float, float] = 3.0
-
-
-@dataclass(frozen=True)
-class StoppingOptions:
-    """Early stopping and validation of a `MatrixCompletion`.
-
-    Parameters
-    ----------
-    validation_fraction : float
-        Share of the entries held out to choose the decay and the number of steps, in [0, 1). 0: all `steps`
-        are taken, and `weight_decay` must be a number. Fewer than 10 entries held out decide nothing: all
-        steps are then taken, and "auto" means 0.
-    patience : int
-        Number of records without a gain that ends a run on held-out entries.
-    record_every : int
-        Number of steps between records, in which the number of steps is chosen.
-    tolerance : float
-        A run stops where the mean square of the residuals is at most this share of its initial value.
-    """
-
-    validation_fraction: float = 0.1
-    patience: int = 5
-    record_every: int = 10
-    tolerance: float = 1e-12
-
-
-@dataclass(frozen=True)
-class EntryOptions:
-    """Reading, weights and predictions of entries in a `MatrixCompletion`.
-
-    Parameters
-    ----------
-    shape : (int, int), optional
-        Number of rows and columns, if X holds index pairs. Default: as many as the largest indices need.
-    duplicates : {"error", "mean"}
-        Treatment of an index pair that occurs twice.
-    weighting : (float, float)
-        (p, q): while the layers learn, an entry counts ``n_i^-p m_j^-q`` times, for a row with n_i and a
-        column with m_j known entries. p > 0 limits the influence of rows with many ratings; q < 0 raises that
-        of columns with many. The default suits users in rows and items in columns (about 0.003 in RMSE on
-        MovieLens); (0, 0) weighs all entries alike. Without differences in the counts it has no effect.
-    clip : (float, float), "range" or None
-        Bounds of the predictions; "range": those of the ratings.
-    """
-
-    shape: tuple[int, int] | None = None
-    duplicates: str = "error"
-    weighting: tuple[float, float] = (0.25, -0.25)
-    clip: tuple[float, float] | str | None = None
-
-
-#: The parameters of an estimator that hold options, and the class of these options.
-OPTIONS: Final[dict[str, type]] = {
-    "layers": LayerOptions,
-    "biases": BiasOptions,
-    "stopping": StoppingOptions,
-    "entries": EntryOptions,
-}
-
-
-def read_options(name: str, value: Any) -> Any:
-    """Return the options of a parameter; the value of `biases` may also be a kind."""
-    wanted = OPTIONS[name]
-    if isinstance(value, wanted):
-        return value
-    if name == "biases" and (value is None or isinstance(value, str)):
-        return BiasOptions(value)
-    raise TypeError(f"{name} is {type(value).__name__}; wanted dlnfast.{wanted.__name__}")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings of an estimator, checked."""
-
-    width: int | None
-    depth: int
-    compress: bool
-    outer: float
-    scale: float
-    learning_rate: float | Adaptive
-    decay: float | None
-    steps: int
-    tolerance: float
-    biases: str | None
-    penalty: tuple[float, float]
-    weighting: tuple[float, float]
-    validation_fraction: float
-    patience: int
-    record_every: int
-    duplicates: str
-    seed: int
-    n_threads: int
-    dtype: np.dtype[Any]
-
-    @classmethod
-    def from_estimator(cls, estimator: Any) -> Settings:
-        """Check the settings of an estimator; an error names the wrong one."""
-        layers, biases, stopping, entries = (read_options(name, getattr(estimator, name)) for name in OPTIONS)
-        check_choice(biases.kind, "biases", [word for word in BIASES if word is not None], optional=True)
-        check_choice(entries.duplicates, "entries.duplicates", DUPLICATES)
-        fraction = check_scale(stopping.validation_fraction, "stopping.validation_fraction", below=1.0)
-        decay = _check_decay(estimator.weight_decay)
-        if decay is None and fraction == 0:
-            raise ValueError(
-                'weight_decay is "auto" and validation_fraction is 0, which leaves nothing to choose it by; '
-                "wanted a number for weight_decay, or a fraction above 0"
-            )
-        if entries.clip is not None and not is_range(entries.clip):
-            check_clip(entries.clip)
-        dtype = check_precision(layers.dtype)
-        penalty = biases.penalty
-        if isinstance(penalty, (tuple, list, np.ndarray)):
-            both = _pair_of_numbers(penalty, "biases.penalty")
-        else:
-            one = check_scale(penalty, "biases.penalty")
-            both = (one, one)
-        return cls(
-            width=None if estimator.rank is None else check_count(estimator.rank, "rank"),
-            depth=check_count(estimator.depth, "depth", minimum=2),
-            compress=check_flag(layers.compress, "layers.compress"),
-            outer=check_scale(layers.outer, "layers.outer", strict=True),
-            scale=check_scale(layers.scale, "layers.scale", strict=True),
-            learning_rate=_check_rate(layers.learning_rate),
-            decay=decay,
-            steps=check_count(estimator.steps, "steps"),
-            tolerance=check_scale(stopping.tolerance, "stopping.tolerance"),
-            biases=biases.kind,
-            penalty=both,
-            weighting=_pair_of_numbers(entries.weighting, "entries.weighting", minimum=-math.inf),
-            validation_fraction=fraction,
-            patience=check_count(stopping.patience, "stopping.patience"),
-            record_every=check_count(stopping.record_every, "stopping.record_every"),
-            duplicates=entries.duplicates,
-            seed=check_count(estimator.seed, "seed", minimum=0),
-            n_threads=check_count(estimator.n_threads, "n_threads", minimum=0, maximum=MAX_THREADS),
-            dtype=dtype,
-        )
-
-    def check_width(self, shape: tuple[int, int]) -> int:
-        """Return the width of the layers for a matrix of this shape."""
-        smaller = min(shape)
-        if self.width is None:
-            return min(smaller, _DEFAULT_WIDTH) if self.compress else smaller
-        if self.width > smaller:
-            raise ValueError(
-                f"rank is {self.width}; wanted at most {smaller}, the smaller side of the {shape[0]} x "
-                f"{shape[1]} matrix"
-            )
-        return self.width
-
-
-def _check_decay(decay: Any) -> float | None:
-    if isinstance(decay, str):
-        if decay == "auto":
-            return None
-        raise ValueError(f'weight_decay is {decay!r}; wanted "auto" or a number of at least 0')
-    return check_scale(decay, "weight_decay")
-
-
-def _check_rate(rate: Any) -> float | Adaptive:
-    if isinstance(rate, Adaptive):
-        return rate
-    if isinstance(rate, str):
-        if rate == "adaptive":
-            return Adaptive()
-        raise ValueError(
-            f'layers.learning_rate is {rate!r}; wanted "adaptive", an Adaptive or a number above 0'
-        )
-    return check_scale(rate, "layers.learning_rate", strict=True)
-
-
-def is_range(clip: Any) -> bool:
-    return isinstance(clip, str) and clip == "range"
-
-
-def check_clip(clip: Any) -> tuple[float, float]:
-    if isinstance(clip, str):
-        raise ValueError(f'entries.clip is {clip!r}; wanted "range", two numbers or None')
-    low, high = _pair_of_numbers(clip, "entries.clip", minimum=-math.inf)
-    if low > high:
-        raise ValueError(f"entries.clip is ({low:g}, {high:g}); wanted the lower bound first")
-    return low, high
-
-
-def _pair_of_numbers(x: Any, name: str, minimum: float = 0.0) -> tuple[float, float]:
-    first, second = as_pair(x, name, "two numbers")
-    return (
-        check_scale(first, f"{name}[0]", minimum=minimum),
-        check_scale(second, f"{name}[1]", minimum=minimum),
-    )
-
-
-def split_entries(settings: Settings, entries: Entries) -> tuple[Entries, Entries] | None:
-    """Return the entries to learn from and those held out, None where these would be too few."""
-    n_held_out = round(settings.validation_fraction * entries.values.size)
-    if n_held_out < _FEWEST_HELD_OUT or n_held_out >= entries.values.size:
-        return None
-    order = random_generator(settings.seed, ("completion", "validation")).permutation(entries.values.size)
-    learned, held_out = (
-        Entries(entries.rows[part], entries.columns[part], entries.values[part], entries.shape)
-        for part in (np.sort(order[n_held_out:]), np.sort(order[:n_held_out]))
-    )
-    return learned, held_out
 
 
 def choose_biases(settings: Settings, parts: tuple[Entries, Entries] | None) -> str | None:
@@ -327,10 +54,6 @@ def choose_biases(settings: Settings, parts: tuple[Entries, Entries] | None) -> 
     predicted = fit_biases(learned, "both", settings.penalty).at(held_out.rows, held_out.columns)
     nothing = root_mean_square(np.zeros_like(predicted), held_out.values)
     return "both" if root_mean_square(predicted, held_out.values) <= _WORTH * nothing else None
-
-
-def root_mean_square(predicted: FloatArray, values: FloatArray) -> float:
-    return math.sqrt(float(np.mean((predicted - values) ** 2)))
 
 
 class Phase(NamedTuple):
@@ -443,10 +166,10 @@ class Network:
         if settings.compress:
             inner = [scale * np.eye(width)] * (depth - 2)
             start = [scale * found.V.T, *inner, scale * found.U]
-            layers = [np.ascontiguousarray(layer, dtype=settings.dtype) for layer in start]
+            layers = [np.ascontiguousarray(layer, dtype=settings.dtype or np.float64) for layer in start]
         else:
             widths = [self.shape[1], *[width] * (depth - 1), self.shape[0]]
-            layers = orthogonal(widths, scale, settings.seed, dtype=settings.dtype)
+            layers = orthogonal(widths, scale, settings.seed, dtype=settings.dtype or np.float64)
         return layers, scale
 
     def _options(self, decay: float) -> dict[str, Any]:
@@ -534,14 +257,9 @@ class Network:
         """Return the network's part of some entries, without the biases."""
         return entries_of_product(self._remove_weights(layers), rows, columns)
 
-    def factors(self, layers: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray, FloatArray]:
+    def factors(self, layers: Sequence[FloatArray]) -> Factors:
         """Return orthogonal factors, scaled by the roots of the singular values, and these."""
-        left, right = self._remove_weights(layers)
-        (q_left, r_left), (q_right, r_right) = np.linalg.qr(left), np.linalg.qr(right)
-        u, s, vt = np.linalg.svd(r_left @ r_right.T)
-        rank = max(1, int(np.sum(s > 8 * np.finfo(self.settings.dtype).eps * s[:1])))
-        root = np.sqrt(s[:rank])
-        return q_left @ u[:, :rank] * root, q_right @ vt[:rank].T * root, s[:rank]
+        return normalise_factors(*self._remove_weights(layers), 8 * np.finfo(self.settings.dtype).eps)
 
 
 class HeldOutRun(ResumableWork):
@@ -620,31 +338,6 @@ class HeldOutRun(ResumableWork):
             self._on_best()
 
 
-class CheckpointedFit:
-    """The folder of one fit, which has a folder for each of its runs."""
-
-    def __init__(self, checkpoint: Any, settings: Settings, entries: Entries) -> None:
-        target = Checkpoint.of(checkpoint)
-        self._every, self.seconds = target.every, target.seconds
-        known = {field.name: repr(getattr(settings, field.name)) for field in fields(settings)}
-        arrays = {"rows": entries.rows, "columns": entries.columns, "values": entries.values}
-        self._identity = compute_identity(known | {"shape": entries.shape}, arrays)
-        self._path = Path(target.directory) / self._identity[:_NAME_LENGTH]
-
-    def owned(self) -> AbstractContextManager[None]:
-        """Own the folder of the fit within the block."""
-        return own_folder(self._path)
-
-    def held_out_run(self, number: int) -> RunFolder:
-        """Return the folder of a run with held-out entries."""
-        kind = "dlnfast run on held-out entries"
-        return RunFolder(self._path / f"held-out-{number}", self._identity, kind)
-
-    def final_run(self, number: int) -> Checkpoint:
-        """Return the checkpoint of a run on all entries."""
-        return Checkpoint(self._path / f"run-{number}", self._every, self.seconds)
-
-
 @np.errstate(over="ignore")
 def _power(base: FloatArray, exponent: float) -> FloatArray:
     return np.asarray(base**exponent)
@@ -654,3 +347,116 @@ def last_snapshot(run: Trajectory) -> int:
     """Return the step of the last snapshot of an interrupted run."""
     steps = getattr(run.states, "snapshot_steps", np.zeros(0))
     return int(steps[-1]) if len(steps) else 0
+
+
+class GradientFit(Fit):
+    """Gradient descent on layers that learn the residuals of biases.
+
+    The decay and the number of steps are chosen on held-out entries, before a run on all of them.
+    """
+
+    def run(self) -> None:
+        """Choose a plan on held-out entries, and carry it out on all of them."""
+        settings = replace(self.settings, biases=choose_biases(self.settings, self.parts))
+        biases = fit_biases(self.entries, settings.biases, settings.penalty)
+        alone = replace(Fitted.of_biases(biases), kind=settings.biases)
+        self.fitted = replace(alone, weight_decay=settings.decay or 0.0)
+        plan = None if self.parts is None else self._search(settings, *self.parts)
+        if plan is None:
+            plan = [Phase(settings.decay or 0.0, settings.steps)]
+        network = Network(settings, self.entries, biases)
+        self.fitted = replace(alone, weight_decay=plan[0].decay)
+        if not network.nothing_left:
+            self._run_phases(plan, network)
+
+    def _search(self, settings: Settings, seen: Entries, held_out: Entries) -> list[Phase]:
+        """Return the decay and the steps that suit held-out entries."""
+        network = Network(settings, seen, fit_biases(seen, settings.biases, settings.penalty))
+        self.fitted = replace(self.fitted, biases=network.biases)
+        decay_now = self.fitted.weight_decay or 0.0
+        if network.nothing_left:
+            return [Phase(decay_now, 0)]
+        exact = EXACT_FIT * float(np.std(np.concatenate([seen.values, held_out.values])))
+        best, plan = math.inf, [Phase(decay_now, 0)]
+        poorer, least = 0, math.inf
+        for decay in DECAYS if settings.decay is None else (settings.decay,):
+            first = self._run_held_out(network, held_out, network.start, decay, best)
+            if first.error < best:
+                best, plan = first.error, [first.phase(settings.steps)]
+            if decay > 0 and first.step > 0 and not first.rises:
+                assert first.layers is not None
+                second = self._run_held_out(network, held_out, first.layers, 0.0, best, of=decay)
+                if second.step > 0 and second.error < best:
+                    best, plan = second.error, [first.phase(settings.steps), second.phase(settings.steps)]
+            # By the runs with decay alone: the one without may hide that less decay would keep more.
+            poorer = 0 if first.error < least else poorer + 1
+            least = min(least, first.error)
+            if poorer == WORSE_DECAYS or best <= exact:
+                break
+        return plan
+
+    def _run_held_out(
+        self,
+        network: Network,
+        held_out: Entries,
+        start: list[FloatArray],
+        decay: float,
+        best: float,
+        of: float | None = None,
+    ) -> Watch:
+        """Run until the held-out error stops falling; keep factors that are better than the best so far.
+
+        `of` is the decay of the run that this one, without decay, continues.
+        """
+        watch = Watch(network.settings.patience, decay)
+        known = network.biases.at(held_out.rows, held_out.columns)
+
+        def measure_error(layers: list[FloatArray]) -> float:
+            # The network's own initial layers have learned nothing yet.
+            low = (
+                0.0
+                if layers is network.start
+                else network.entries_of(layers, held_out.rows, held_out.columns)
+            )
+            return root_mean_square(self.clip(known + low), held_out.values)
+
+        def keep_best() -> None:
+            if watch.layers is not None and watch.error < best and watch.step > 0:
+                self.fitted = replace(
+                    self.fitted,
+                    biases=network.biases,
+                    factors=network.factors(watch.layers),
+                    n_steps=watch.step,
+                    weight_decay=decay if of is None else of,
+                )
+
+        work = HeldOutRun(network, start, decay, watch, measure_error, keep_best)
+        self.perform(work, len(self.trials))
+        self.trials.append(Trial({"weight_decay": decay}, watch.step, watch.error))
+        return watch
+
+    def _run_phases(self, plan: list[Phase], network: Network) -> None:
+        """Run the phases on all entries, each from the end of the one before."""
+        layers = network.start
+        for i, phase in enumerate(plan):
+            if phase.steps == 0:
+                continue
+            done = self.fitted.n_steps
+            checkpoint = None if self.checkpoint is None else self.checkpoint.final_run(i)
+            try:
+                run = network.run(layers, phase, progress=self.progress, checkpoint=checkpoint)
+            except KeyboardInterrupt as interrupt:
+                partial = getattr(interrupt, "trajectory", None)
+                if isinstance(partial, Trajectory):
+                    self._take(network, partial, done, last_snapshot(partial))
+                raise
+            layers = self._take(network, run, done, int(run.steps[-1]))
+
+    def _take(self, network: Network, run: Trajectory, done: int, step: int) -> list[FloatArray]:
+        layers = run.all_weights(step)
+        kept = (*self.fitted.trajectories, run) if network.settings.keeps_trajectories else ()
+        found = replace(self.fitted, n_steps=done + step, trajectories=kept)
+        if found.n_steps > 0:
+            found = replace(found, factors=network.factors(layers))
+        self.fitted = found
+        return layers
