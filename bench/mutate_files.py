@@ -187,7 +187,13 @@ def _estimator() -> Format:
     pairs, values = np.stack([rows, columns], axis=1), np.ones(20) + rows
 
     def fit(folder: Path) -> Any:
-        options = {"depth": 2, "steps": 30, "entries": dln.EntryOptions((6, 6)), "n_threads": 1}
+        options = {
+            "method": "gradient",
+            "depth": 2,
+            "steps": 30,
+            "entries": dln.EntryOptions((6, 6)),
+            "n_threads": 1,
+        }
         model = dln.MatrixCompletion(checkpoint=folder / "fit", **options)
         return model.fit(pairs, values).predict(pairs).tobytes()
 

@@ -511,9 +511,10 @@ def estimators() -> Iterator[Case]:
     def act(folder: Path) -> Any:
         checkpoint = dln.Checkpoint(folder / "fits", every=2, seconds=0)
         stopping = dln.StoppingOptions(validation_fraction=0.4, record_every=2)
-        model = dln.MatrixCompletion(
-            rank=1, steps=4, stopping=stopping, weight_decay=0.1, n_threads=1, checkpoint=checkpoint
-        ).fit(pairs, known)
+        layers = dln.LayerOptions(keep_trajectories=True)
+        options = {"method": "gradient", "weight_decay": 0.1, "layers": layers, "stopping": stopping}
+        model = dln.MatrixCompletion(rank=1, steps=4, **options, n_threads=1, checkpoint=checkpoint)
+        model.fit(pairs, known)
         assert len(model.validation_) > 1  # runs on held-out entries, with and without decay
         runs = [run_content(run, with_times=False) for run in model.trajectories_]
         return model.validation_, model.row_factors_.tobytes(), model.column_factors_.tobytes(), runs

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 import dlnfast as dln
 from dlnfast import Checkpoint
-from dlnfast._completion import gradient_descent
+from dlnfast._completion import gradient_descent, variational
 from dlnfast._support import checkpoint as checkpoint_module
 from dlnfast._support import files
 from dlnfast._support.checkpoint import RunFolder
@@ -314,7 +314,8 @@ def draw_ratings():
 @pytest.mark.parametrize("cut", [1, 7, 23, 40, -1])
 def test_fits_of_the_estimator_resume(cut, tmp_path, monkeypatch):
     pairs, known = draw_ratings()
-    options = {"steps": 200, "n_threads": 1, "rank": 4}
+    layers = dln.LayerOptions(keep_trajectories=True)
+    options = {"method": "gradient", "steps": 200, "n_threads": 1, "rank": 4, "layers": layers}
     plain = dln.MatrixCompletion(**options).fit(pairs, known)
     whole, calls = gradient_descent.train, []
 
@@ -350,6 +351,38 @@ def test_fits_of_the_estimator_resume(cut, tmp_path, monkeypatch):
     # Another fit has its own folder.
     dln.MatrixCompletion(**options | {"rank": 3}, checkpoint=tmp_path).fit(pairs, known)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("cut", [3, 9, 30, 55, -1])
+def test_sweeps_of_the_estimator_resume(cut, tmp_path, monkeypatch):
+    pairs, known = draw_ratings()
+    options = {"n_threads": 1, "rank": 4, "steps": 12}
+    sweep, n_sweeps = variational.Posterior.sweep, []
+    monkeypatch.setattr(variational.Posterior, "sweep", lambda self: (n_sweeps.append(1), sweep(self)))
+    plain = dln.MatrixCompletion(**options).fit(pairs, known)
+    whole = len(n_sweeps)
+    stop_after = min(cut, whole - 2) if cut > 0 else whole
+    n_sweeps.clear()
+
+    def stopped(self):
+        n_sweeps.append(1)
+        if len(n_sweeps) == stop_after:
+            raise StopTraining
+        sweep(self)
+
+    monkeypatch.setattr(variational.Posterior, "sweep", stopped)
+    checkpoint = Checkpoint(tmp_path, seconds=0)
+    with pytest.raises(StopTraining):
+        dln.MatrixCompletion(**options, checkpoint=checkpoint).fit(pairs, known)
+    done = len(n_sweeps) - 1
+    n_sweeps.clear()
+    monkeypatch.setattr(variational.Posterior, "sweep", lambda self: (n_sweeps.append(1), sweep(self)))
+    again = dln.MatrixCompletion(**options, checkpoint=tmp_path).fit(pairs, known)
+    assert done + len(n_sweeps) == whole  # no sweep was repeated
+    assert again.validation_ == plain.validation_
+    assert (again.n_steps_, again.noise_variance_) == (plain.n_steps_, plain.noise_variance_)
+    for name in ("row_factors_", "column_factors_", "singular_values_", "row_bias_"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(plain, name))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from helpers.optional_packages import import_sparse
 from helpers.records import with_record
 
 import dlnfast as dln
-from dlnfast._completion import gradient_descent
+from dlnfast._completion import gradient_descent, variational
 from dlnfast._completion.entries import Entries, fit_biases
 from dlnfast._completion.estimator import NotFittedError
 
@@ -37,7 +37,17 @@ def make(**settings):
 
 
 def quick(**settings):
-    return make(**{"rank": 4, "weight_decay": 0.3, "steps": 200} | settings)
+    """Return an estimator that takes few steps of gradient descent."""
+    start = {"method": "gradient", "rank": 4, "weight_decay": 0.3, "steps": 200}
+    return make(**start | {"layers__keep_trajectories": True} | settings)
+
+
+def sweeping(**settings):
+    """Return an estimator that makes few sweeps."""
+    return make(**{"rank": 4, "steps": 8} | settings)
+
+
+both = pytest.mark.parametrize("make_model", [quick, sweeping], ids=["gradient", "variational"])
 
 
 # -------------------------------------------------------------------------------------------- recovery
@@ -48,10 +58,14 @@ def quick(**settings):
     [
         {},
         {"biases": None},
-        {"depth": 2, "biases": None},
-        {"depth": 4, "biases": None},
         {"rank": 3, "biases": None},
         {"layers__dtype": "float32", "biases": None},
+        {"method": "gradient"},
+        {"method": "gradient", "biases": None},
+        {"method": "gradient", "depth": 2, "biases": None},
+        {"method": "gradient", "depth": 4, "biases": None},
+        {"method": "gradient", "rank": 3, "biases": None},
+        {"method": "gradient", "layers__dtype": "float32", "biases": None},
     ],
     ids=str,
 )
@@ -69,30 +83,36 @@ def test_a_matrix_without_noise_is_recovered(settings):
 
 def test_full_width_recovers_too():
     problem = dln.low_rank_completion(40, 2, 0.5)
-    model = make(layers__compress=False, biases=None).fit(pairs_of(problem), problem.values)
-    assert model.trajectory_.config["widths"] == [40] * 4
+    settings = {"layers__compress": False, "layers__keep_trajectories": True, "biases": None}
+    model = make(method="gradient", **settings).fit(pairs_of(problem), problem.values)
+    assert model.trajectories_[-1].config["widths"] == [40] * 4
     truth = problem.truth.dense()
     assert np.linalg.norm(model.predict() - truth) < 1e-3 * np.linalg.norm(truth)
 
 
-def test_noisy_ratings_are_predicted_better_than_by_biases():
+@pytest.mark.parametrize("method", ["gradient", "variational"])
+def test_noisy_ratings_are_predicted_better_than_by_biases(method):
     pairs, ratings, whole = noisy_ratings(n=1400)
-    model = dln.MatrixCompletion(n_threads=1).fit(pairs, ratings)
+    model = make(method=method).fit(pairs, ratings)
     biases = fit_biases(Entries(*pairs.T, ratings, whole.shape), "both", (3.0, 3.0))
     alone = biases.at(*np.indices(whole.shape).reshape(2, -1)).reshape(whole.shape)
     error, error_alone = (np.sqrt(np.mean((x - whole) ** 2)) for x in (model.predict(), alone))
     assert error < 0.5 * error_alone
     assert error < 0.3  # the noise of a single rating
-    assert model.validation_
-    assert model.weight_decay_ in gradient_descent.DECAYS
+    assert min(trial.rmse for trial in model.validation_) < error_alone
     assert model.n_steps_ > 0
+    if method == "gradient":
+        assert model.weight_decay_ in gradient_descent.DECAYS
+    else:
+        assert model.noise_variance_ == pytest.approx(0.3**2, rel=0.2)
 
 
-def test_predictions_for_pure_noise_have_a_small_spread():
+@pytest.mark.parametrize("method", ["gradient", "variational"])
+def test_predictions_for_pure_noise_have_a_small_spread(method):
     rng = np.random.default_rng(3)
     pairs = np.column_stack(np.divmod(rng.choice(3000, 400, replace=False), 60))
     ratings = 3 + rng.standard_normal(400)
-    model = make(biases__penalty=30.0).fit(pairs, ratings)
+    model = make(method=method, biases__penalty=30.0).fit(pairs, ratings)
     spread = np.std(model.predict())
     assert spread < 0.4
 
@@ -101,7 +121,7 @@ def test_the_factors_equal_the_end_of_the_trajectory():
     pairs, ratings, whole = noisy_ratings()
     model = quick(entries__weighting=(0, 0), stopping__validation_fraction=0.0).fit(pairs, ratings)
     low = model.row_factors_ @ model.column_factors_.T
-    run = model.trajectory_
+    run = model.trajectories_[-1]
     biases = fit_biases(Entries(*pairs.T, ratings, whole.shape), "both", (3.0, 3.0))
     residual = ratings - biases.at(*pairs.T)
     size = np.sqrt(np.mean(residual**2))
@@ -125,7 +145,7 @@ def test_weighting_weights_the_terms_of_the_loss():
     scale = np.sqrt(np.mean(weights * residual**2))
     low = model.predict(pairs) - ratings + residual
     loss = np.mean(weights * (residual - low) ** 2) / scale**2 / 2
-    np.testing.assert_allclose(model.trajectory_.loss[-1], loss, rtol=1e-9)
+    np.testing.assert_allclose(model.trajectories_[-1].loss[-1], loss, rtol=1e-9)
 
 
 # ---------------------------------------------------------------------------------------------- biases
@@ -156,19 +176,22 @@ def test_biases_equal_those_of_a_plain_loop(penalty):
     assert found.rows[6] == found.columns[5] == 0.0
 
 
+@both
 @pytest.mark.parametrize("which", ["rows", "columns", "mean", None])
-def test_biases_can_be_restricted_to_rows_or_columns(which):
+def test_biases_can_be_restricted_to_rows_or_columns(which, make_model):
     pairs, ratings, _ = noisy_ratings()
-    model = quick(biases=which).fit(pairs, ratings)
+    model = make_model(biases=which).fit(pairs, ratings)
     assert (model.mean_ == 0) == (which is None)
     assert bool(model.row_bias_.any()) == (which == "rows")
     assert bool(model.column_bias_.any()) == (which == "columns")
+    assert model.biases_ == which
 
 
 # --------------------------------------------------------------------------------------- forms of input
 
 
-def test_all_forms_of_input_agree():
+@both
+def test_all_forms_of_input_agree(make_model):
     sparse = import_sparse()
     pairs, ratings, whole = noisy_ratings()
     ratings[5] = 0.0  # a rating like any other
@@ -176,28 +199,30 @@ def test_all_forms_of_input_agree():
     dense[tuple(pairs.T)] = ratings
     order = np.random.default_rng(0).permutation(len(pairs))
     stored = sparse.coo_array((ratings[order], tuple(pairs[order].T)), shape=whole.shape)
-    expected = quick().fit(pairs, ratings)
+    expected = make_model().fit(pairs, ratings)
     scores = {(expected.score(pairs, ratings), expected.rmse(pairs, ratings))}
     for X, y in ((pairs[order].astype(np.int32), ratings[order].tolist()), (dense, None), (stored, None)):
-        model = quick(entries__shape=whole.shape).fit(X, y)
+        model = make_model(entries__shape=whole.shape).fit(X, y)
         np.testing.assert_array_equal(model.predict(), expected.predict())
         scores.add((round(model.score(X, y), 12), round(model.rmse(X, y), 12)))
     assert len({(round(a, 12), round(b, 12)) for a, b in scores}) == 1
     for X in (stored.tocsr(), sparse.csc_matrix(stored)):
-        assert quick().fit(X).rmse(X) == pytest.approx(expected.rmse(dense), rel=1e-12)
+        assert make_model().fit(X).rmse(X) == pytest.approx(expected.rmse(dense), rel=1e-12)
 
 
-def test_arguments_stay_unchanged():
+@both
+def test_arguments_stay_unchanged(make_model):
     pairs, ratings, _ = noisy_ratings()
     before = pairs.copy(), ratings.copy()
-    quick().fit(pairs, ratings)
+    make_model().fit(pairs, ratings)
     np.testing.assert_array_equal(pairs, before[0])
     np.testing.assert_array_equal(ratings, before[1])
 
 
-def test_score_is_r_squared():
+@both
+def test_score_is_r_squared(make_model):
     pairs, ratings, _ = noisy_ratings()
-    model = quick().fit(pairs, ratings)
+    model = make_model().fit(pairs, ratings)
     error = model.predict(pairs) - ratings
     assert model.score(pairs, ratings) == pytest.approx(1 - np.mean(error**2) / np.var(ratings))
     assert model.rmse(pairs, ratings) == pytest.approx(np.sqrt(np.mean(error**2)))
@@ -219,10 +244,11 @@ def test_unseen_rows_and_columns_are_predicted_by_the_biases():
     assert quick(entries__shape=(60, 45)).fit(pairs, ratings).predict().shape == (60, 45)
 
 
-def test_predictions_stay_within_the_clip():
+@both
+def test_predictions_stay_within_the_clip(make_model):
     pairs, ratings, _ = noisy_ratings()
-    assert quick(entries__clip=(2.5, 3.5)).fit(pairs, ratings).predict().max() == 3.5
-    model = quick(entries__clip="range").fit(pairs, ratings)
+    assert make_model(entries__clip=(2.5, 3.5)).fit(pairs, ratings).predict().max() == 3.5
+    model = make_model(entries__clip="range").fit(pairs, ratings)
     assert model.predict().min() >= ratings.min()
     assert model.predict(pairs).max() <= ratings.max()
 
@@ -241,9 +267,9 @@ def test_duplicate_ratings_are_refused_or_averaged():
 @pytest.mark.parametrize("ratings", [[4.0] * 6, [0.0] * 6, [1.0, 2.0, 1.0, 2.0, 1.0, 2.0]])
 def test_ratings_of_biases_only(ratings):
     pairs = [[i, j] for i in range(3) for j in range(2)]
-    model = make(biases__penalty=0.0).fit(pairs, ratings)
+    model = make(method="gradient", biases__penalty=0.0).fit(pairs, ratings)
     np.testing.assert_allclose(model.predict(pairs), ratings, atol=1e-12)
-    assert (model.trajectory_, model.n_steps_) == (None, 0)
+    assert (model.trajectories_, model.n_steps_) == ([], 0)
     assert model.score(pairs, model.predict(pairs)) == 1.0
 
 
@@ -255,12 +281,20 @@ def test_a_single_rating_is_fitted():
 # --------------------------------------------------------------------------- settings and determinism
 
 
+@pytest.mark.parametrize("rating", [4.0, 0.0, -2.5])
+def test_constant_ratings_need_no_directions(rating):
+    model = make().fit([[i, j] for i in range(5) for j in range(4)], [rating] * 20)
+    np.testing.assert_array_equal(model.predict(), np.full((5, 4), rating))
+    assert (model.n_steps_, model.validation_) == (0, [])
+
+
+@both
 @pytest.mark.parametrize(
     "settings", [{}, {"layers__compress": False}, {"layers__dtype": np.float32}], ids=str
 )
-def test_the_seed_determines_the_fit(settings):
+def test_the_seed_determines_the_fit(settings, make_model):
     pairs, ratings, _ = noisy_ratings()
-    first, again, other = (quick(seed=seed, **settings).fit(pairs, ratings) for seed in (0, 0, 1))
+    first, again, other = (make_model(seed=seed, **settings).fit(pairs, ratings) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.predict(), again.predict())
     assert first.validation_ == again.validation_
     assert first.validation_ != other.validation_
@@ -271,7 +305,7 @@ def test_biases_are_fitted_only_where_they_improve_predictions():
     assert quick().fit(pairs, ratings).biases_ == "both"
     problem = dln.low_rank_completion(120, 2, 0.4)
     pairs = np.column_stack([problem.rows, problem.columns])
-    model = dln.MatrixCompletion(n_threads=1).fit(pairs, problem.values)
+    model = make(method="gradient").fit(pairs, problem.values)
     assert model.biases_ is None
     assert problem.recovery_error(model.predict()) < 1e-4
 
@@ -289,16 +323,19 @@ def test_single_precision_is_close():
     settings = {"stopping__validation_fraction": 0.0, "steps": 60}
     double = quick(**settings).fit(pairs, ratings)
     single = quick(layers__dtype="float32", **settings).fit(pairs, ratings)
-    assert single.trajectory_.config["dtype"] == "float32"
+    assert single.trajectories_[-1].config["dtype"] == "float32"
     # Small modes grow from the rounding of the start: differences in some of them reach a hundredth.
     apart = np.linalg.norm(single.predict() - double.predict()) / np.linalg.norm(double.predict())
     assert apart < 5e-3
 
 
-def test_scaled_ratings_give_scaled_predictions():
+@both
+def test_scaled_ratings_give_scaled_predictions(make_model):
     pairs, ratings, _ = noisy_ratings()
-    one, eight = (quick(stopping__validation_fraction=0.0).fit(pairs, factor * ratings) for factor in (1, 8))
-    np.testing.assert_allclose(eight.predict(), 8 * one.predict(), rtol=1e-12)
+    one, eight = (
+        make_model(stopping__validation_fraction=0.0).fit(pairs, factor * ratings) for factor in (1, 8)
+    )
+    np.testing.assert_allclose(eight.predict(), 8 * one.predict(), rtol=1e-10)
 
 
 def test_learning_rates_and_outer_factors_reach_the_run():
@@ -306,12 +343,12 @@ def test_learning_rates_and_outer_factors_reach_the_run():
     model = quick(layers=dln.LayerOptions(learning_rate=dln.Adaptive(safety=0.5), outer=0.1)).fit(
         pairs, ratings
     )
-    assert model.trajectory_.config["adaptive"]["safety"] == 0.5
-    assert model.trajectory_.config["learning_rate"] == [0.1, 1.0, 0.1]
+    assert model.trajectories_[-1].config["adaptive"]["safety"] == 0.5
+    assert model.trajectories_[-1].config["learning_rate"] == [0.1, 1.0, 0.1]
     model = quick(layers__learning_rate=0.5, layers__outer=2.0, stopping__validation_fraction=0.0).fit(
         pairs, ratings
     )
-    assert model.trajectory_.config["learning_rate"] == [1.0, 0.5, 1.0]
+    assert model.trajectories_[-1].config["learning_rate"] == [1.0, 0.5, 1.0]
     with pytest.raises(dln.DivergedError):
         quick(layers__learning_rate=1e9).fit(pairs, ratings)
 
@@ -320,7 +357,7 @@ def test_parameters_can_be_set_and_read():
     model = dln.MatrixCompletion(7, depth=2)
     settings = model.get_params(deep=False)
     assert (settings["rank"], settings["depth"], settings["biases"]) == (7, 2, "auto")
-    assert len(settings) == 12
+    assert len(settings) == 13
     assert dln.MatrixCompletion(**settings).get_params(deep=False) == settings
     assert model.set_params(rank=3, biases=None) is model
     assert repr(model) == "MatrixCompletion(rank=3, depth=2, biases=None)"
@@ -372,11 +409,27 @@ def test_methods_before_fit_raise():
             call(dln.MatrixCompletion())
 
 
-def test_a_fitted_estimator_can_be_pickled():
+@both
+def test_a_fitted_estimator_can_be_pickled(make_model):
     pairs, ratings, _ = noisy_ratings()
-    model = quick().fit(pairs, ratings)
+    model = make_model().fit(pairs, ratings)
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(again.predict(), model.predict())
+
+
+@pytest.mark.parametrize("settings", [{"steps": 2}, {"method": "gradient", "steps": 20}], ids=str)
+def test_a_pickle_takes_little_more_than_the_factors(settings):
+    generator = np.random.default_rng(0)
+    pairs = np.unique(generator.integers(0, [2000, 1500], (40_000, 2)), axis=0)
+    ratings = 3 + generator.standard_normal(len(pairs))
+    model = make(
+        rank=16,
+        stopping__validation_fraction=0.0,
+        **settings,
+        **({"weight_decay": 0.0} if "method" in settings else {}),
+    )
+    model.fit(pairs, ratings)
+    assert len(pickle.dumps(model)) < 1.5 * (model.row_factors_.nbytes + model.column_factors_.nbytes)
 
 
 PAIRS, RATINGS = [[0, 0], [0, 1], [1, 0]], [1.0, 2.0, 3.0]
@@ -424,13 +477,21 @@ def test_ratings_beside_a_sparse_matrix_are_refused():
         ({"rank": 3}, ValueError, "rank is 3; wanted at most 2, the smaller side of the 2 x 2 matrix"),
         ({"rank": 0}, ValueError, "rank is 0"),
         ({"rank": 2.5}, TypeError, "rank is 2.5"),
-        ({"depth": 1}, ValueError, "depth is 1; wanted an integer of at least 2"),
+        ({"method": "als"}, ValueError, "method is 'als'; wanted one of 'variational', 'gradient'"),
+        ({"depth": 3}, ValueError, 'depth is 3, but method "variational" has 2 layers'),
+        ({"weight_decay": 0.1}, ValueError, 'weight_decay is 0.1, but method "variational" learns it'),
+        ({"method": "gradient", "depth": 1}, ValueError, "depth is 1; wanted an integer of at least 2"),
+        ({"stopping__budget": 0}, ValueError, "budget is 0"),
         ({"layers__outer": 0}, ValueError, "outer is 0"),
         ({"layers__scale": -1}, ValueError, "scale is -1"),
         ({"layers__learning_rate": "fast"}, ValueError, "learning_rate is 'fast'; wanted \"adaptive\""),
         ({"layers__learning_rate": 0}, ValueError, "learning_rate is 0"),
-        ({"weight_decay": "some"}, ValueError, "weight_decay is 'some'; wanted \"auto\" or a number"),
-        ({"weight_decay": -0.1}, ValueError, "weight_decay is -0.1"),
+        (
+            {"method": "gradient", "weight_decay": "some"},
+            ValueError,
+            "weight_decay is 'some'; wanted \"auto\" or a number",
+        ),
+        ({"method": "gradient", "weight_decay": -0.1}, ValueError, "weight_decay is -0.1"),
         ({"steps": 0}, ValueError, "steps is 0"),
         ({"stopping__tolerance": -1}, ValueError, "tolerance is -1"),
         (
@@ -447,7 +508,7 @@ def test_ratings_beside_a_sparse_matrix_are_refused():
             ValueError,
             r"validation_fraction is 1; wanted a number in \[0, 1\)",
         ),
-        ({"stopping__validation_fraction": 0}, ValueError, "nothing to choose it by"),
+        ({"method": "gradient", "stopping__validation_fraction": 0}, ValueError, "nothing to choose it by"),
         ({"stopping__patience": 0}, ValueError, "patience is 0"),
         ({"stopping__record_every": 0}, ValueError, "record_every is 0"),
         ({"entries__clip": "all"}, ValueError, "clip is 'all'"),
@@ -523,7 +584,7 @@ def test_ctrl_c_in_the_last_run_keeps_the_learned_factors(monkeypatch):
     with pytest.raises(KeyboardInterrupt) as caught:
         model.fit(pairs, ratings)
     assert caught.value.__notes__[-1] == "the estimator is fitted, up to step 100"
-    assert (model.n_steps_, model.trajectory_.steps[-1]) == (100, 110)
+    assert (model.n_steps_, model.trajectories_[-1].steps[-1]) == (100, 110)
     monkeypatch.undo()
     shorter = quick(**settings | {"steps": 100}).fit(pairs, ratings)
     np.testing.assert_allclose(model.predict(), shorter.predict(), rtol=1e-12)
@@ -532,23 +593,47 @@ def test_ctrl_c_in_the_last_run_keeps_the_learned_factors(monkeypatch):
 def test_ctrl_c_while_settings_are_tried_keeps_the_best(monkeypatch):
     pairs, ratings, _ = noisy_ratings()
     interrupting(monkeypatch, 0, {4})
-    model = dln.MatrixCompletion(n_threads=1)
+    model = make(method="gradient")
     with pytest.raises(KeyboardInterrupt):
         model.fit(pairs, ratings)
     assert 0 < model.n_steps_ <= 30
     assert model.rmse(pairs, ratings) < np.std(ratings)
-    assert model.trajectory_ is None
+    assert model.trajectories_ == []
+    assert (model.weight_decay_, model.validation_) == (gradient_descent.DECAYS[0], [])
 
 
 def test_ctrl_c_at_the_start_keeps_the_biases(monkeypatch):
     pairs, ratings, _ = noisy_ratings()
     interrupting(monkeypatch, 0, {1})
-    model = dln.MatrixCompletion(n_threads=1)
+    model = make(method="gradient")
     with pytest.raises(KeyboardInterrupt):
         model.fit(pairs, ratings)
     assert model.n_steps_ == 0
     assert not model.row_factors_.any()
     assert model.predict([[0, 99]]) == model.mean_ + model.row_bias_[0]
+
+
+@pytest.mark.parametrize("at", [1, 6, 20, 26])
+def test_ctrl_c_between_sweeps_keeps_the_best_factors(at, monkeypatch):
+    pairs, ratings, whole = noisy_ratings(n=1200)
+    calls = []
+    update = variational.Posterior._update_side
+
+    def press(*arguments):
+        calls.append(1)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        update(*arguments)
+
+    monkeypatch.setattr(variational.Posterior, "_update_side", press)
+    model = make(rank=4, steps=9)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        model.fit(pairs, ratings)
+    assert caught.value.__notes__[-1] == f"the estimator is fitted, up to sweep {model.n_steps_}"
+    assert (model.n_steps_ > 0) == (at > 1) == model.row_factors_.any()
+    biases = fit_biases(Entries(*pairs.T, ratings, whole.shape), "both", (3.0, 3.0))
+    alone = np.sqrt(np.mean((biases.at(*pairs.T) - ratings) ** 2))
+    assert model.rmse(pairs, ratings) <= (alone * (1 + 1e-12) if at == 1 else 0.6 * alone)
 
 
 # ------------------------------------------------------------------------------------------ scikit-learn

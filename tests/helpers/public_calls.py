@@ -255,7 +255,9 @@ CALLS = {
         lambda **options: dln.MatrixCompletion().set_params(**options).fit(**make_ratings()),
         {
             "rank": 2,
+            "method": "gradient",
             "depth": 2,
+            "layers__keep_trajectories": True,
             "layers__compress": True,
             "layers__outer": 1.0,
             "layers__scale": 1e-2,
@@ -265,6 +267,7 @@ CALLS = {
             "steps": 5,
             "biases": "both",
             "biases__penalty": 1.0,
+            "stopping__budget": 10.0,
             "stopping__tolerance": 1e-6,
             "stopping__validation_fraction": 0.5,
             "stopping__patience": 2,

@@ -87,9 +87,9 @@ class MatrixCompletion:
         Number of layers L, at least 2. Depth prefers low rank more strongly. Default: 3 for "gradient", 2 for
         "variational", which has no other.
     weight_decay : "auto" or float
-        For "gradient": weight decay over the leading singular value of the residuals: directions below this
+        Weight decay of "gradient", over the leading singular value of the residuals: directions below this
         share of it are not learned (exactly so at the start, and for L = 2 altogether). "auto" tries 0.7,
-        0.5, 0.35, .., 0 on held-out entries for as long as the error falls.
+        0.5, 0.35, .., 0 on held-out entries for as long as the error falls. Method "variational" learns it.
     steps : int, optional
         Maximum number of updates of a run: sweeps (default 30) or steps (default 2000, with decay and then
         without).
@@ -135,8 +135,8 @@ class MatrixCompletion:
         Number of updates that led to the factors. 0 where the layers gained nothing on held-out entries: the
         factors are then zero.
     trajectories_ : list of Trajectory
-        With ``layers.keep_trajectories`` and "gradient": the run with decay, and its continuation without
-        decay, if any, on standardised residuals.
+        Runs of "gradient" on standardised residuals, with decay and, if there is one, its continuation without
+        decay. Empty unless ``layers.keep_trajectories`` is true.
     validation_ : list of (dict, int, float)
         For each run on held-out entries what was tried, the best number of updates and the RMSE there.
     fit_seconds_ : float

@@ -323,9 +323,8 @@ class Posterior:
         crossed = fitted.T @ means
         moment += fitted.T @ fitted - crossed - crossed.T
         n = len(means)
-        own = np.diagonal(moment).copy()
+        own = np.maximum(np.diagonal(moment), np.finfo(np.float64).tiny)
         covariance = (moment + np.diag(_PRIOR_COUNT * own / n)) / (n + _PRIOR_COUNT)
-        covariance[np.diag_indices(len(own))] += 1e-9 * own.sum() / (n * len(own))
         if not side.has_bias:
             coefficients[:, -1] = 0.0
             covariance[-1] = covariance[:, -1] = 0.0
