@@ -55,7 +55,10 @@ class Biases(NamedTuple):
 
 
 def fit_biases(
-    entries: Entries, which: str | None = "both", penalty: tuple[float, float] = (0.0, 0.0)
+    entries: Entries,
+    which: str | None = "both",
+    penalty: tuple[float, float] = (0.0, 0.0),
+    sweeps: int = _MOST_SWEEPS,
 ) -> Biases:
     r"""Fit the mean, and biases a, b by ridge regression.
 
@@ -70,6 +73,8 @@ def fit_biases(
     penalty : (float, float)
         lambda_a and lambda_b: the bias of a row with n ratings is its mean residual times
         ``n / (n + lambda_a)``.
+    sweeps : int
+        Maximum number of sweeps over rows and columns.
 
     Returns
     -------
@@ -93,7 +98,7 @@ def fit_biases(
         for index, n, lam in ((i, shape[0], penalty[0]), (j, shape[1], penalty[1]))
     )
     settled = _SETTLED * float(np.max(np.abs(r)))
-    for _ in range(_MOST_SWEEPS):
+    for _ in range(sweeps):
         moved = 0.0
         if which in ("both", "columns"):
             before = b

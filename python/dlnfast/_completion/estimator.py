@@ -37,6 +37,8 @@ from .search import VariationalFit
 
 #: Maximum number of entries of a matrix that `predict` fills as a whole, 1 GB.
 _LARGEST_MATRIX: Final = 2**27
+#: Sweeps over the biases before the method begins.
+_FIRST_SWEEPS: Final = 5
 _METHODS: Final[dict[str, type[Fit]]] = {"variational": VariationalFit, "gradient": GradientFit}
 _LAYERS, _STOPPING, _ENTRIES = LayerOptions(), StoppingOptions(), EntryOptions()
 
@@ -82,7 +84,7 @@ class MatrixCompletion:
         error falls; for "gradient" 32, or the number of rows or columns with entries if that is smaller,
         and with ``layers.compress=False`` the smaller side of the matrix.
     method : {"variational", "gradient"}
-        Way to fit. "gradient" can be more accurate where entries have no noise at all.
+        Way to fit: variational Bayes for two layers, or gradient descent on a deep network.
     depth : int, optional
         Number of layers L, at least 2. Depth prefers low rank more strongly. Default: 3 for "gradient", 2 for
         "variational", which has no other.
@@ -135,10 +137,10 @@ class MatrixCompletion:
         Number of updates that led to the factors. 0 where the layers gained nothing on held-out entries: the
         factors are then zero.
     trajectories_ : list of Trajectory
-        Runs of "gradient" on standardised residuals, with decay and, if there is one, its continuation without
-        decay. Empty unless ``layers.keep_trajectories`` is true.
+        Runs of "gradient" on standardised residuals, with decay and, if there is one, its continuation
+        without decay. Empty unless ``layers.keep_trajectories`` is true.
     validation_ : list of (dict, int, float)
-        For each run on held-out entries what was tried, the best number of updates and the RMSE there.
+        Runs on held-out entries: what was tried, the best number of updates, and the RMSE there.
     fit_seconds_ : float
         Duration of the fit in seconds.
 
@@ -347,7 +349,9 @@ class MatrixCompletion:
         self._clip_range = (float(entries.values.min()), float(entries.values.max()))
         kind = "both" if settings.biases == "auto" else settings.biases
         # First of all, so that there is something to predict with whenever Ctrl-C comes.
-        first = replace(Fitted.of_biases(fit_biases(entries, kind, settings.penalty)), kind=kind)
+        first = replace(
+            Fitted.of_biases(fit_biases(entries, kind, settings.penalty, _FIRST_SWEEPS)), kind=kind
+        )
         fit = _METHODS[settings.method](
             settings,
             entries,

@@ -26,6 +26,8 @@ _GAIN: Final = 2e-4
 _PATIENCE: Final = 2
 #: Sweeps over all entries after the search.
 FINAL_SWEEPS: Final = 5
+#: Ratio of the energies of two successive directions that separates signal from noise.
+_GAP: Final = 5.0
 #: Held-out error, relative to the spread of the entries, that needs no further settings.
 _EXACT: Final = 1e-6
 #: Singular values below this share of the largest are left out of the result.
@@ -124,9 +126,10 @@ Perform = Callable[[SweepRun], None]
 class Search:
     """Rank and noise model of a posterior, chosen on held-out entries.
 
-    Ranks 8, 16, 32, .. are tried for as long as the held-out error falls by a thousandth. Each continues from
-    the best posterior of the rank before, with new directions from its residuals. With the first rank, noise
-    levels of rows and columns are learned, too; they are kept if the error falls by a thousandth.
+    Ranks 8, 16, 32, .. are tried for as long as the held-out error falls by a thousandth, and no gap
+    between the energies of the directions shows that some are noise. Each continues from the best posterior
+    of the rank before, with new directions from its residuals. With the first rank, noise levels of rows
+    and columns are learned, too; they are kept if the error falls by a thousandth.
 
     Parameters
     ----------
@@ -165,7 +168,7 @@ class Search:
     def run(self) -> None:
         """Try ranks and noise models."""
         for rank in self._ranks:
-            if not self._may_go_on():
+            if not self._may_go_on() or self._has_surplus():
                 return
             self._continue_from_best()
             self._posterior.add_directions(rank - self._posterior.rank)
@@ -181,6 +184,14 @@ class Search:
             return True
         is_exact = self.best.rmse <= _EXACT * math.sqrt(self._posterior.total)
         return not is_exact and time.perf_counter() < self._end
+
+    def _has_surplus(self) -> bool:
+        """Return whether some directions of the best posterior, at most half of them, are noise."""
+        if self.best.snapshot is None:
+            return False
+        energies = self.best.snapshot.energies()
+        signal = len(energies) // 2
+        return bool(np.any(energies[signal:] * _GAP < energies[signal - 1 : -1]))
 
     def _continue_from_best(self) -> None:
         if self.best.snapshot is not None:

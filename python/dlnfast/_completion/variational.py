@@ -38,10 +38,11 @@ from .entries import ROUNDING, Entries, Positions, fit_biases
 
 #: Sweeps in which the priors stay wide after a start: directions are found before they may vanish.
 WIDE_SWEEPS: Final = 4
-#: Ridge of the biases at the start.
+#: Ridge of the biases at the start, and number of sweeps over them.
 _PENALTY: Final = (3.0, 3.0)
+_START_SWEEPS: Final = 5
 #: Error of the leading singular values at the start, relative to the largest.
-_START_TOLERANCE: Final = 0.02
+_START_TOLERANCE: Final = 0.1
 #: Variance of the part of a direction at the start, relative to that of the residuals, times the rank.
 _START_SHARE: Final = 0.3
 #: Added observations of the own variance, which keep an estimated covariance invertible.
@@ -120,6 +121,11 @@ class Snapshot(NamedTuple):
     priors: list[Prior]
     precisions: list[FloatArray]
 
+    def energies(self) -> FloatArray:
+        """Return the eigenvalues of Sigma_x Sigma_y for the directions, largest first."""
+        rows, columns = (prior.covariance[:-1, :-1] for prior in self.priors)
+        return np.sort(np.linalg.eigvals(rows @ columns).real)[::-1]
+
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """Return JSON values and arrays."""
         arrays: Arrays = {"moments": self.moments}
@@ -181,7 +187,7 @@ class Posterior:
         if dtype is None:
             dtype = np.float32 if entries.values.size > _SINGLE else np.float64
         self.dtype = np.dtype(dtype)
-        start = fit_biases(entries, kind, _PENALTY)
+        start = fit_biases(entries, kind, _PENALTY, _START_SWEEPS)
         self.mean = start.mean if mean is None else mean
         centred = entries.values - self.mean
         #: Mean square of the centred entries.
@@ -314,14 +320,12 @@ class Posterior:
         """Set the prior to its maximum of the expected log likelihood, given the posteriors."""
         seen = side.counts > 0
         means, features = side.means(self.rank)[seen], side.features[seen]
-        coefficients = np.linalg.lstsq(features, means, rcond=None)[0]
-        fitted = features @ coefficients
-        total = side.moments.sum(axis=0, dtype=np.float64)
-        if not seen.all():
-            total -= side.moments[~seen].sum(axis=0, dtype=np.float64)
-        moment = _second_moment(total, self.rank)
-        crossed = fitted.T @ means
-        moment += fitted.T @ fitted - crossed - crossed.T
+        # Columns of features are orthogonal: the second one is centred.
+        sizes = np.sum(np.square(features), axis=0)
+        crossed = features.T @ means
+        coefficients = crossed / sizes[:, np.newaxis]
+        total = seen.astype(self.dtype) @ side.moments
+        moment = _second_moment(total, self.rank) - crossed.T @ coefficients
         n = len(means)
         own = np.maximum(np.diagonal(moment), np.finfo(np.float64).tiny)
         covariance = (moment + np.diag(_PRIOR_COUNT * own / n)) / (n + _PRIOR_COUNT)

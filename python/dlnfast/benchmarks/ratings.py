@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""The case `ratings`: held-out error on MovieLens of `MatrixCompletion`, biases, ALS and the SVD.
+"""The case `ratings`: held-out errors of `MatrixCompletion` and of tuned peers, with their times.
 
-Every method has the same number of candidate settings. They are compared on an inner validation part of one
-training part, that of the split with seed 100; the best ones are fitted on the training parts of five
-other splits. ALS finds its number of sweeps on the same validation part; `MatrixCompletion` finds its number
-of steps on entries of each training part that it holds out itself.
+Peers have up to twelve candidate settings each. They are compared on an inner validation part of one
+training part, that of the split with seed 100; the best ones are fitted on the training parts of three
+other splits. `MatrixCompletion` has none: `fit` itself chooses, on entries of each training part that it
+holds out. Peers that are packages (cmfrec, scikit-surprise, fancyimpute, scikit-learn) take part where they
+are installed; the library implicit is not among them, because its models are for data without ratings.
 
-As all splits are of one set of ratings, most of their test entries are among those that chose the settings:
-alike for all methods. The row "default" chooses nothing there, but its defaults were found there too.
+As all splits are of one set of entries, most of the test entries of the three splits are among those that
+chose the settings of the peers.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -26,46 +26,65 @@ import numpy.typing as npt
 from .._completion.entries import Entries, fit_biases
 from .._completion.estimator import MatrixCompletion
 from .._completion.options import EntryOptions
-from .._datasets.ratings import load_movielens
 from .options import Options
+from .rating_data import KINDS, load_ratings, small_ratings
 
 __all__ = ["ratings"]
 
 _Array = npt.NDArray[np.float64]
 _Settings = Mapping[str, Any]
-#: Predictions for (rows, columns); after how many steps or sweeps.
+#: Predictions for (rows, columns).
 _Predict = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], _Array]
 
-_SPLITS: Final = (0, 1, 2, 3, 4)
+_SPLITS: Final = (0, 1, 2)
 _TUNING_SPLIT: Final = 100
 _TEST: Final = 0.2
 _VALIDATION: Final = 0.125
-_STARS: Final = (0.5, 5.0)
-#: Ridge of the biases below the factors, as `MatrixCompletion` has it.
+#: Ridge of the biases of peers that have biases below.
 _PENALTY: Final = (3.0, 3.0)
-#: Sweeps of ALS among which validation chooses.
+#: Sweeps of ALS and SoftImpute among which validation chooses.
 _SWEEPS: Final = 15
+#: Largest number of columns for which columns are imputed one by one.
+_FEW_COLUMNS: Final = 60
 
 
 def ratings(options: Options) -> dict[str, Any]:
-    """Compare held-out errors on MovieLens ratings: `MatrixCompletion`, biases, ALS, SVD; tuned alike."""
-    whole = _small_ratings() if options.quick else _movielens()
-    if whole is None:
-        reason = "no MovieLens ratings: DLNFAST_DATA names no folder that has them"
-        print(f"  skipped: {reason}")
-        return {"case": "ratings", "rows": [], "skipped": reason}
-    splits = _SPLITS[:2] if options.quick else _SPLITS
+    """Compare held-out errors: `MatrixCompletion`, biases, ALS, SVD, SoftImpute and packages, tuned alike."""
+    sets: dict[str, Entries] = {}
+    if options.quick:
+        sets["small"] = small_ratings()
+    else:
+        movielens = load_ratings()
+        if movielens is None:
+            print("  no MovieLens ratings: DLNFAST_DATA names no folder that has them")
+        else:
+            sets["MovieLens small"] = movielens
+        for number, (name, draw) in enumerate(KINDS.items()):
+            sets[name] = draw(np.random.default_rng(1000 + number))
+    rows = [row for name, whole in sets.items() for row in _compare(name, whole, options.quick)]
+    _summarise(rows)
+    return {"case": "ratings", "rows": rows}
+
+
+def _compare(name: str, whole: Entries, quick: bool) -> list[dict[str, Any]]:
+    """Tune and fit every method on one set of entries."""
+    splits = _SPLITS[:2] if quick else _SPLITS
     train, _ = _split(whole, _TEST, _TUNING_SPLIT)
     inner, validation = _split(train, _VALIDATION, 7)
     rows, columns = whole.shape
-    print(f"{rows} x {columns}, {whole.values.size} ratings; {len(splits)} splits, 1/5 of each held out")
-    print(f"{'':<24} {'RMSE':>7} {'std':>7} {'tuning':>8} {'fit':>7}  chosen")
+    print(
+        f"\n{name}: {rows} x {columns}, {whole.values.size} entries; {len(splits)} splits, a fifth held out"
+    )
+    print(f"{'':<24} {'RMSE':>8} {'std':>7} {'tuning':>8} {'fit':>8}  chosen")
     found = []
     for method in _METHODS:
-        candidates = method.candidates[:2] if options.quick else method.candidates
+        if not method.suits(whole):
+            continue
+        candidates = method.candidates[:2] if quick else method.candidates
         start = time.perf_counter()
         tried = [_try_settings(method, settings, inner, validation) for settings in candidates]
-        tuning = time.perf_counter() - start
+        # Without a choice there is nothing to tune.
+        tuning = time.perf_counter() - start if len(candidates) > 1 else 0.0
         _, chosen = min(tried, key=lambda pair: pair[0])
         errors, seconds = [], []
         for seed in splits:
@@ -73,54 +92,41 @@ def ratings(options: Options) -> dict[str, Any]:
             start = time.perf_counter()
             predict = method.fit(known, chosen, None)[0]
             seconds.append(time.perf_counter() - start)
-            errors.append(_rmse(predict, held_out))
+            errors.append(_rmse(predict, known, held_out))
         row = {
+            "data": name,
+            "shape": list(whole.shape),
+            "n_entries": whole.values.size,
             "name": method.name,
             "rmse": float(np.mean(errors)),
             "std": float(np.std(errors)),
             "errors": errors,
             "chosen": dict(chosen),
-            "n_candidates": len(candidates),
             "validation": [{"settings": dict(settings), "rmse": error} for error, settings in tried],
             "tuning_seconds": tuning,
             "fit_seconds": float(np.median(seconds)),
         }
         found.append(row)
-        text = ", ".join(f"{name}={value}" for name, value in chosen.items()) or "-"
+        text = ", ".join(f"{key}={value}" for key, value in chosen.items()) or "-"
         print(
-            f"{method.name:<24} {row['rmse']:7.4f} {row['std']:7.4f} {tuning:6.1f} s "
-            f"{row['fit_seconds']:5.2f} s  {text}",
+            f"{method.name:<24} {row['rmse']:8.4f} {row['std']:7.4f} {tuning:6.1f} s "
+            f"{row['fit_seconds']:6.2f} s  {text}",
             flush=True,
         )
-    print("The same settings for all splits, chosen on an inner part of a sixth. Full-width layers of this")
-    print("matrix would be 610 wide: the random ones here are narrower, to fit the time.")
-    return {"case": "ratings", "shape": list(whole.shape), "n_ratings": whole.values.size, "rows": found}
+    return found
 
 
-# --------------------------------------------------------------------------------------------------
-# Data
-# --------------------------------------------------------------------------------------------------
-
-
-def _movielens() -> Entries | None:
-    if not os.environ.get("DLNFAST_DATA") or not Path(os.environ["DLNFAST_DATA"]).exists():
-        return None
-    try:
-        users, items, stars, user_ids, item_ids = load_movielens()
-    except FileNotFoundError:
-        return None
-    return Entries(users, items, stars, (user_ids.size, item_ids.size))
-
-
-def _small_ratings() -> Entries:
-    """Return ratings of low rank with noise, for a quick test of the case."""
-    rng = np.random.default_rng(0)
-    shape, n = (70, 90), 1500
-    index = rng.choice(shape[0] * shape[1], n, replace=False)
-    i, j = index // shape[1], index % shape[1]
-    left, right = rng.standard_normal((shape[0], 2)), rng.standard_normal((shape[1], 2))
-    stars = 3 + np.sum(left[i] * right[j], axis=1) / 2 + 0.3 * rng.standard_normal(n)
-    return Entries(i, j, np.clip(np.round(2 * stars) / 2, *_STARS), shape)
+def _summarise(rows: list[dict[str, Any]]) -> None:
+    """Print the error of `MatrixCompletion` relative to the best peer of each set."""
+    ratios = []
+    for name in dict.fromkeys(row["data"] for row in rows):
+        errors = {row["name"]: row["rmse"] for row in rows if row["data"] == name}
+        own = errors.pop(_OWN)
+        peers = {key: error for key, error in errors.items() if not key.startswith("dlnfast")}
+        best = min(peers, key=lambda key: peers[key])
+        ratios.append(own / peers[best])
+        print(f"{name}: {_OWN} {own:.4f}, best peer {best} {peers[best]:.4f}, ratio {ratios[-1]:.4f}")
+    print(f"geometric mean of the ratios {float(np.exp(np.mean(np.log(ratios)))):.4f}")
 
 
 def _split(entries: Entries, share: float, seed: int) -> tuple[Entries, Entries]:
@@ -133,8 +139,10 @@ def _split(entries: Entries, share: float, seed: int) -> tuple[Entries, Entries]
     return training, held_out
 
 
-def _rmse(predict: _Predict, held_out: Entries) -> float:
-    error = np.clip(predict(held_out.rows, held_out.columns), *_STARS) - held_out.values
+def _rmse(predict: _Predict, known: Entries, held_out: Entries) -> float:
+    """Return the held-out error of predictions within the range of the known entries."""
+    predicted = np.clip(predict(held_out.rows, held_out.columns), known.values.min(), known.values.max())
+    error = predicted - held_out.values
     return float(np.sqrt(np.mean(error**2)))
 
 
@@ -150,13 +158,22 @@ class _Method:
     name: str
     fit: Callable[[Entries, _Settings, Entries | None], tuple[_Predict, _Settings]]
     candidates: Sequence[_Settings]
+    #: Package that the method needs.
+    needs: str | None = None
+    #: Largest number of columns.
+    most_columns: float = float("inf")
+
+    def suits(self, entries: Entries) -> bool:
+        """Return whether the method can be used here."""
+        is_there = self.needs is None or importlib.util.find_spec(self.needs) is not None
+        return is_there and entries.shape[1] <= self.most_columns
 
 
 def _try_settings(
     method: _Method, settings: _Settings, inner: Entries, validation: Entries
 ) -> tuple[float, _Settings]:
     predict, completed = method.fit(inner, settings, validation)
-    return _rmse(predict, validation), completed
+    return _rmse(predict, inner, validation), completed
 
 
 def _fit_biases(entries: Entries, settings: _Settings, _: Entries | None) -> tuple[_Predict, _Settings]:
@@ -218,7 +235,7 @@ def _fit_als(entries: Entries, settings: _Settings, validation: Entries | None) 
         biases = again
         if validation is not None:
             predict = _add_factors(biases.at, factors[0].copy(), factors[1].copy())
-            error = _rmse(predict, validation)
+            error = _rmse(predict, entries, validation)
             if best is None or error < best[0]:
                 best = error, sweep, predict
     if best is None:
@@ -248,10 +265,82 @@ def _least_squares(
     factors[:] = np.linalg.solve(gram, right[:, :, np.newaxis])[:, :, 0]
 
 
+def _fit_soft_impute(
+    entries: Entries, settings: _Settings, validation: Entries | None
+) -> tuple[_Predict, _Settings]:
+    """Soft-thresholded singular values of the filled matrix below biases (Mazumder et al. 2010).
+
+    The threshold is relative to the largest singular value of the entries. Up to 60 singular vectors are
+    kept, from products with those of the sweep before.
+    """
+    biases = fit_biases(entries, "both", _PENALTY)
+    positions = entries.rows, entries.columns
+    residual = entries.values - biases.at(*positions)
+    filled = np.zeros(entries.shape)
+    filled[positions] = residual
+    k = min(60, *entries.shape)
+    basis = np.linalg.qr(
+        filled.T @ (filled @ np.random.default_rng(0).standard_normal((entries.shape[1], k)))
+    )[0]
+    threshold = settings["threshold"] * float(np.linalg.svd(filled @ basis, compute_uv=False)[0])
+    best: tuple[float, int, _Predict] | None = None
+    left = right = np.zeros((0, 0))
+    for sweep in range(1, settings.get("sweeps", 4 * _SWEEPS) + 1):
+        frame = np.linalg.qr(filled @ basis)[0]
+        u, s, vt = np.linalg.svd(frame.T @ filled, full_matrices=False)
+        s = np.maximum(s - threshold, 0.0)
+        left, right, basis = (frame @ u) * s, vt.T, vt.T
+        filled = left @ right.T
+        filled[positions] = residual
+        if validation is not None and sweep % 4 == 0:
+            predict = _add_factors(biases.at, left, right)
+            error = _rmse(predict, entries, validation)
+            if best is None or error < best[0]:
+                best = error, sweep, predict
+    if best is None:
+        return _add_factors(biases.at, left, right), settings
+    return best[2], {**settings, "sweeps": best[1]}
+
+
+def _fit_cmfrec(entries: Entries, settings: _Settings, _: Entries | None) -> tuple[_Predict, _Settings]:
+    from cmfrec import CMF
+    from scipy.sparse import coo_matrix
+
+    model = CMF(method="als", niter=15, verbose=False, nthreads=2, **settings)
+    model.fit(coo_matrix((entries.values, (entries.rows, entries.columns)), shape=entries.shape))
+    return (lambda i, j: np.asarray(model.predict(user=i, item=j), np.float64)), settings
+
+
+def _fit_surprise(entries: Entries, settings: _Settings, _: Entries | None) -> tuple[_Predict, _Settings]:
+    import pandas as pd
+    from surprise import SVD, Dataset, Reader
+
+    frame = pd.DataFrame({"i": entries.rows, "j": entries.columns, "r": entries.values})
+    reader = Reader(rating_scale=(float(entries.values.min()), float(entries.values.max())))
+    model = SVD(random_state=0, **settings)
+    data = Dataset.load_from_df(frame, reader).build_full_trainset()
+    model.fit(data)
+
+    def predict(i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> _Array:
+        pairs = zip(i.tolist(), j.tolist(), strict=True)
+        return np.array([model.predict(row, column).est for row, column in pairs])
+
+    return predict, settings
+
+
+def _fit_imputer(entries: Entries, settings: _Settings, _: Entries | None) -> tuple[_Predict, _Settings]:
+    """Predict every column from all others by Bayesian ridge regression, in turns."""
+    from sklearn.experimental import enable_iterative_imputer  # noqa: F401
+    from sklearn.impute import IterativeImputer
+
+    matrix = np.full(entries.shape, np.nan)
+    matrix[entries.rows, entries.columns] = entries.values
+    filled = IterativeImputer(random_state=0, keep_empty_features=True, **settings).fit_transform(matrix)
+    return (lambda i, j: filled[i, j]), settings
+
+
 def _fit_estimator(entries: Entries, settings: _Settings, _: Entries | None) -> tuple[_Predict, _Settings]:
-    # One thread: a step is short, and waits for whatever else holds the other cores.
-    model = MatrixCompletion(entries=EntryOptions(clip=_STARS, shape=entries.shape), n_threads=1)
-    model.set_params(**settings)
+    model = MatrixCompletion(entries=EntryOptions(clip="range", shape=entries.shape)).set_params(**settings)
     model.fit(np.column_stack([entries.rows, entries.columns]), entries.values)
 
     def predict(i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> _Array:
@@ -264,8 +353,9 @@ def _grid(**choices: Sequence[Any]) -> list[dict[str, Any]]:
     return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
 
 
-#: Twelve candidates each.
-_METHODS: Final = (
+_OWN: Final = "dlnfast"
+
+_METHODS: Final[tuple[_Method, ...]] = (
     _Method("biases alone", _fit_biases, _grid(users=(2, 4, 8, 16), items=(2, 3, 5))),
     _Method(
         "SVD, imputed", _fit_svd, _grid(filled_with=("item means", "biases"), rank=(2, 5, 10, 20, 40, 80))
@@ -274,25 +364,33 @@ _METHODS: Final = (
         "ALS with biases",
         _fit_als,
         [
-            *_grid(weighted=(False,), rank=(20, 40), penalty=(12.0, 14.0, 16.0)),
-            *_grid(weighted=(True,), rank=(20, 40), penalty=(0.1, 0.15, 0.2)),
+            *_grid(weighted=(False,), rank=(10, 30), penalty=(0.3, 1.0, 3.0, 10.0)),
+            *_grid(weighted=(True,), rank=(10, 30), penalty=(0.03, 0.1)),
         ],
     ),
+    _Method("SoftImpute with biases", _fit_soft_impute, _grid(threshold=(0.5, 0.3, 0.2, 0.1, 0.05, 0.02))),
     _Method(
-        "dlnfast, compressed",
-        _fit_estimator,
-        _grid(depth=(2, 3), rank=(16, 40), weight_decay=(0.7, 0.5, 0.35)),
+        "cmfrec",
+        _fit_cmfrec,
+        [
+            *_grid(k=(10, 30), lambda_=(0.3, 1.0, 3.0, 10.0)),
+            *_grid(k=(10, 30), lambda_=(0.03, 0.1), scale_lam=(True,)),
+        ],
+        needs="cmfrec",
     ),
     _Method(
-        "dlnfast, random layers",
-        _fit_estimator,
-        _grid(
-            layers__compress=(False,),
-            rank=(64, 128),
-            layers__scale=(3e-3, 1e-2),
-            weight_decay=(0.5, 0.35, 0.2),
-            steps=(300,),
-        ),
+        "surprise",
+        _fit_surprise,
+        _grid(n_factors=(20, 100), reg_all=(0.02, 0.06, 0.15), n_epochs=(30, 80)),
+        needs="surprise",
     ),
-    _Method("dlnfast, default", _fit_estimator, [{}]),
+    _Method(
+        "iterative imputer",
+        _fit_imputer,
+        _grid(max_iter=(10,)),
+        needs="sklearn",
+        most_columns=_FEW_COLUMNS,
+    ),
+    _Method("dlnfast, gradient", _fit_estimator, [{"method": "gradient"}]),
+    _Method(_OWN, _fit_estimator, [{}]),
 )
