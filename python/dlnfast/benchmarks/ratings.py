@@ -364,8 +364,8 @@ _METHODS: Final[tuple[_Method, ...]] = (
         "ALS with biases",
         _fit_als,
         [
-            *_grid(weighted=(False,), rank=(10, 30), penalty=(0.3, 1.0, 3.0, 10.0)),
-            *_grid(weighted=(True,), rank=(10, 30), penalty=(0.03, 0.1)),
+            *_grid(weighted=(False,), rank=(10, 30), penalty=(0.1, 0.5, 2.0, 6.0, 14.0)),
+            *_grid(weighted=(True,), rank=(30,), penalty=(0.03, 0.1)),
         ],
     ),
     _Method("SoftImpute with biases", _fit_soft_impute, _grid(threshold=(0.5, 0.3, 0.2, 0.1, 0.05, 0.02))),
@@ -373,8 +373,8 @@ _METHODS: Final[tuple[_Method, ...]] = (
         "cmfrec",
         _fit_cmfrec,
         [
-            *_grid(k=(10, 30), lambda_=(0.3, 1.0, 3.0, 10.0)),
-            *_grid(k=(10, 30), lambda_=(0.03, 0.1), scale_lam=(True,)),
+            *_grid(k=(10, 30), lambda_=(0.1, 0.5, 2.0, 6.0, 14.0)),
+            *_grid(k=(30,), lambda_=(0.03, 0.1), scale_lam=(True,)),
         ],
         needs="cmfrec",
     ),
