@@ -629,6 +629,7 @@ CASES: Final[dict[str, str]] = {
     "sensing": "completion:sensing",
     "completion-memory": "completion:memory",
     "ratings": "ratings:ratings",
+    "ratings-large": "ratings:large",
 }
 
 

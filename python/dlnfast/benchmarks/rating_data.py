@@ -18,7 +18,7 @@ import numpy.typing as npt
 from .._completion.entries import Entries
 from .._datasets.ratings import load_movielens
 
-__all__ = ["KINDS", "load_ratings", "small_ratings"]
+__all__ = ["KINDS", "large_ratings", "load_ratings", "small_ratings"]
 
 _Array = npt.NDArray[np.float64]
 _Positions = npt.NDArray[np.int64]
@@ -126,6 +126,20 @@ def _deep(rng: np.random.Generator) -> Entries:
     i, j = _draw_popular(rng, shape, 120_000, (0.3, 0.3))
     values = _inner(product, rng.standard_normal((shape[1], 30)) / np.sqrt(30), i, j)
     return Entries(i, j, values + 0.6 * rng.standard_normal(i.size), shape)
+
+
+def large_ratings(rng: np.random.Generator, shape: tuple[int, int], n: int) -> Entries:
+    """Return n half stars of rank 10 with biases, of rows and columns with very different counts."""
+    i, j = _draw_popular(rng, shape, n, (0.6, 0.8))
+    left = rng.standard_normal((shape[0], 10)) * np.sqrt(0.03)
+    right = rng.standard_normal((shape[1], 10))
+    users, items = 0.4 * rng.standard_normal(shape[0]), 0.5 * rng.standard_normal(shape[1])
+    stars = np.empty(i.size)
+    for start in range(0, i.size, 2**20):
+        part = slice(start, start + 2**20)
+        stars[part] = users[i[part]] + items[j[part]] + _inner(left, right, i[part], j[part])
+    stars += 3.5 + 0.8 * rng.standard_normal(i.size)
+    return Entries(i, j, np.clip(np.round(2 * stars) / 2, 0.5, 5.0), shape)
 
 
 #: Generated matrices that played no part in the choice of the defaults.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +27,11 @@ import numpy.typing as npt
 from .._completion.entries import Entries, fit_biases
 from .._completion.estimator import MatrixCompletion
 from .._completion.options import EntryOptions
+from . import record
 from .options import Options
-from .rating_data import KINDS, load_ratings, small_ratings
+from .rating_data import KINDS, large_ratings, load_ratings, small_ratings
 
-__all__ = ["ratings"]
+__all__ = ["large", "ratings"]
 
 _Array = npt.NDArray[np.float64]
 _Settings = Mapping[str, Any]
@@ -64,6 +66,68 @@ def ratings(options: Options) -> dict[str, Any]:
     rows = [row for name, whole in sets.items() for row in _compare(name, whole, options.quick)]
     _summarise(rows)
     return {"case": "ratings", "rows": rows}
+
+
+def large(options: Options) -> dict[str, Any]:
+    """Time fits of a million ratings beside a compiled ALS of the same rank; memory of ten million."""
+    shape, n = ((2000, 500), 50_000) if options.quick else ((20_000, 5000), 1_000_000)
+    known, held_out = _split(large_ratings(np.random.default_rng(0), shape, n), _TEST, 0)
+    rows = []
+
+    def run(name: str, fit: Callable[[], _Predict]) -> None:
+        seconds, processor = time.perf_counter(), time.process_time()
+        predict = fit()
+        seconds, processor = time.perf_counter() - seconds, time.process_time() - processor
+        row = {"name": name, "rmse": _rmse(predict, known, held_out)}
+        rows.append(row | {"seconds": seconds, "processor_seconds": processor})
+        print(
+            f"{name:<34} RMSE {row['rmse']:.4f}  {seconds:6.1f} s, {processor:6.1f} s of processors",
+            flush=True,
+        )
+
+    print(f"{shape[0]} x {shape[1]}, {known.values.size} ratings")
+    model = _make_estimator(known, {})
+    run("dlnfast", lambda: _fit_pairs(model, known))
+    rank = max(trial.settings["rank"] for trial in model.validation_ if trial.rmse < np.inf)
+    run(f"dlnfast, rank {rank} alone", lambda: _fit_pairs(_make_estimator(known, {"rank": rank}), known))
+    if importlib.util.find_spec("cmfrec") is None:
+        print("cmfrec is not installed")
+    else:
+        for penalty in (2.0, 6.0, 14.0):
+            run(
+                f"cmfrec, rank {rank}, penalty {penalty:g}",
+                lambda penalty=penalty: _fit_cmfrec(known, {"k": rank, "lambda_": penalty}, None)[0],
+            )
+    done = record.run_program(
+        _LARGE, *((2000, 500, 50_000) if options.quick else (70_000, 10_000, 10_000_000))
+    )
+    done.check_returncode()
+    memory: dict[str, Any] = json.loads(done.stdout)
+    print(
+        f"{memory['n']} ratings: {memory['seconds']:.0f} s, peak memory {memory['peak_bytes'] / 1e9:.2f} GB, of which "
+        f"Python and the ratings as an array of pairs and one of values {memory['data_bytes'] / 1e9:.2f} GB"
+    )
+    return {"case": "ratings-large", "shape": list(shape), "rows": rows, "memory": memory}
+
+
+#: A fit in a process of its own, for its peak memory.
+_LARGE: Final = """
+import json, sys, time
+import numpy as np
+import dlnfast as dln
+from dlnfast.benchmarks import record
+from dlnfast.benchmarks.rating_data import large_ratings
+rows, columns, n = (int(word) for word in sys.argv[1:])
+entries = large_ratings(np.random.default_rng(0), (rows, columns), n)
+pairs, values = np.column_stack([entries.rows, entries.columns]), entries.values
+del entries
+record.forget_peak()
+data = record.peak_bytes()
+start = time.perf_counter()
+model = dln.MatrixCompletion().fit(pairs, values)
+print(json.dumps({"n": len(values), "seconds": time.perf_counter() - start, "data_bytes": data,
+    "peak_bytes": record.peak_bytes(), "rank": len(model.singular_values_)}))
+"""
 
 
 def _compare(name: str, whole: Entries, quick: bool) -> list[dict[str, Any]]:
@@ -339,14 +403,18 @@ def _fit_imputer(entries: Entries, settings: _Settings, _: Entries | None) -> tu
     return (lambda i, j: filled[i, j]), settings
 
 
-def _fit_estimator(entries: Entries, settings: _Settings, _: Entries | None) -> tuple[_Predict, _Settings]:
-    model = MatrixCompletion(entries=EntryOptions(clip="range", shape=entries.shape)).set_params(**settings)
+def _make_estimator(entries: Entries, settings: _Settings) -> MatrixCompletion:
+    options = EntryOptions(clip="range", shape=entries.shape)
+    return MatrixCompletion(entries=options).set_params(**settings)
+
+
+def _fit_pairs(model: MatrixCompletion, entries: Entries) -> _Predict:
     model.fit(np.column_stack([entries.rows, entries.columns]), entries.values)
+    return lambda i, j: np.asarray(model.predict(np.column_stack([i, j])), np.float64)
 
-    def predict(i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> _Array:
-        return np.asarray(model.predict(np.column_stack([i, j])), np.float64)
 
-    return predict, settings
+def _fit_estimator(entries: Entries, settings: _Settings, _: Entries | None) -> tuple[_Predict, _Settings]:
+    return _fit_pairs(_make_estimator(entries, settings), entries), settings
 
 
 def _grid(**choices: Sequence[Any]) -> list[dict[str, Any]]:
