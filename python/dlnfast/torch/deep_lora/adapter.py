@@ -16,6 +16,7 @@ from torch import nn
 from ..._config.finetuning import INITS
 from ..._support.arrays import check_choice, check_count, check_scale, random_generator
 from ..._support.errors import ShapeError
+from ..._support.text import format_count
 from .._gradients import Loss, find_leading_gradients
 from .._truncation import Truncation, TruncationRule
 from ..layers import LayerChoice
@@ -214,9 +215,9 @@ class DeepLoRA:
             if ranks
             else "removed"
         )
+        count = format_count(len(self._branches), "layer", "layers")
         return (
-            f"DeepLoRA({self.name!r}, {len(self._branches)} layers, {width}, depth {self.depth}, "
-            f"{self.n_parameters} parameters)"
+            f"DeepLoRA({self.name!r}, {count}, {width}, depth {self.depth}, {self.n_parameters} parameters)"
         )
 
     # --------------------------------------------------------------------------------------- parameters
