@@ -256,6 +256,8 @@ class TestTraining:
         assert float(difference) < error
         with pytest.raises(RuntimeError, match="collapsed"):
             handle.factors("0")
+        with pytest.raises(RuntimeError, match="collapsed"):
+            handle.param_groups(1e-3)
         assert repr(handle) == "Factorization(collapsed)"
 
     def test_learning_rates_match_the_steps_on_the_weight(self):

@@ -260,6 +260,8 @@ class DeepLoRA:
             For the options ``params`` and ``lr``.
         ValueError
             For learning rates that are negative or not finite.
+        RuntimeError
+            If the adapter was removed.
         """
         rate = check_scale(learning_rate, "learning_rate")
         ratio = check_scale(outer, "outer (gamma)")
@@ -267,7 +269,7 @@ class DeepLoRA:
             raise TypeError(f"{key} is set by param_groups; wanted other settings of the optimiser")
         inner: list[nn.Parameter] = []
         frames: list[nn.Parameter] = []
-        for branch in self._branches.values():
+        for branch in self._require_branches().values():
             for key, parameter in branch.named_parameters():
                 (frames if branch.framed and key != "cores" else inner).append(parameter)
         groups: list[dict[str, Any]] = [{"params": inner, "lr": rate, **options}]
