@@ -805,6 +805,12 @@ def test_the_extract_command(tmp_path, capsys):
     assert "equal:    5 tensors" in printed
     config = json.loads((tmp_path / "y" / "adapter_config.json").read_text())
     assert (config["r"], config["rank_pattern"], config["target_modules"]) == (2, {}, ["fc", "head"])
+    assert main([*command, "--out", str(tmp_path / "z"), "--rank", "1", "--layers", "head"]) == 0
+    assert "left out: 1 tensor, not among the layers to extract: fc.weight" in capsys.readouterr().out
+    assert main([*command, "--out", str(tmp_path / "x"), "--rank", "1", "--layers", "he"]) == 2
+    message = capsys.readouterr().err
+    assert "'he' fits no layer of" in message
+    assert "fc, " in message
 
 
 def test_the_commands_need_no_peft(run_python, tmp_path):

@@ -17,7 +17,7 @@ from tolerances import tolerance  # noqa: E402
 
 import dlnfast as dln  # noqa: E402
 from dlnfast import cli  # noqa: E402
-from dlnfast.torch import checkpoint_spectra  # noqa: E402
+from dlnfast.torch import _checkpoint_report, checkpoint_spectra  # noqa: E402
 
 #: Matrices that are decomposed, that are iterated on, and that a convolution stores with four axes.
 SHAPES = {"small.weight": (20, 30), "wide.weight": (140, 300), "conv.weight": (135, 16, 3, 3)}
@@ -254,6 +254,22 @@ def test_the_report_refers_to_no_other_file(tmp_path):
     assert set(sources) == {"data:image/svg+xml;"}
 
 
+def test_pictures_show_one_title_for_each_layer(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is optional")
+    figures = []
+    monkeypatch.setattr(_checkpoint_report, "_to_svg", lambda figure: figures.append(figure) or "")
+    name = f"{'long_name.' * 9}fc"
+    states = [{f"{name}.weight": (i + 1) * torch.eye(3)} for i in range(2)]
+    checkpoint_spectra(states, k=2).save(tmp_path)
+    overview, layers = figures[:2]
+    assert [text.get_text() for text in overview.legends[0].get_texts()] == [f"..{name[-44:]}"]
+    assert all(ax.get_legend() is None for ax in (*overview.axes, *layers.axes))
+    assert layers.axes[0].get_title() == f"..{name[-44:]}"
+    figures.clear()
+    checkpoint_spectra(states[0], k=2).save(tmp_path)
+    assert [len(figure.axes) for figure in figures] == [1]  # no curve over the steps
+
+
 def test_the_command_prints_or_writes(tmp_path, capsys):
     for step in (0, 10):
         save(state_dict(step / 10), tmp_path / f"step_{step}.pt")
@@ -294,6 +310,13 @@ def factors(seed, shapes, rank=4):
         name: (torch.randn(rank, n, generator=generator), torch.randn(m, rank, generator=generator))
         for name, (m, n) in shapes.items()
     }
+
+
+def test_the_file_of_an_adapter_stands_for_its_folder(tmp_path):
+    folder = save_adapter(tmp_path / "adapter", factors(0, {"fc": (8, 6)}))
+    found = [checkpoint_spectra(path) for path in (folder, folder / "adapter_model.safetensors")]
+    assert found[0].layers == found[1].layers == ("fc",)
+    assert dln.torch.audit_adapter(folder / "adapter_model.safetensors").layers[0].layer == "fc"
 
 
 @pytest.mark.parametrize("with_base", [True, False])
@@ -370,7 +393,7 @@ def test_adapters_are_not_mixed_with_models(tmp_path):
         checkpoint_spectra([folder, state_dict(0)])
     with pytest.raises(ValueError, match="base is the adapter"):
         checkpoint_spectra(state_dict(0), base=folder)
-    with pytest.raises(ValueError, match="weights of an adapter need base="):
+    with pytest.raises(ValueError, match="weights of an adapter need a base"):
         checkpoint_spectra(folder, of="weights")
     with pytest.raises(dln.ShapeError, match=r"fc has shape \(4, 4\); wanted \(8, 6\)"):
         checkpoint_spectra(folder, base={"fc.weight": torch.ones(4, 4)})
@@ -427,6 +450,15 @@ def test_damaged_files(tmp_path, ending):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="step_1"):
             checkpoint_spectra(path)
+
+
+def test_other_objects_than_tensors_are_named(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"model.pt.*object torch.nn.modules.linear.Linear.*state_dict"):
+        checkpoint_spectra(tmp_path / "model.pt")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"config.json.*it has another format$"):
+        checkpoint_spectra(tmp_path / "config.json")
 
 
 def test_other_names_and_shapes_are_named(tmp_path):

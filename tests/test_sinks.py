@@ -120,7 +120,7 @@ def test_an_alarm_warns_once_while_it_is_on():
     assert len(w) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train(Report(alarms=[Alarm("stable_rank > 1e9"), Alarm("stable_rank < 99", layers=["none*"])]))
+        train(Report(alarms=[Alarm("stable_rank > 1e9"), Alarm("stable_rank < 0", layers=["*"])]))
 
 
 def test_an_alarm_warns_again_after_it_was_off():
@@ -149,6 +149,26 @@ def test_a_stopped_tracker_has_all_records():
         descend(model, steps=10)
     tracked.close()
     assert tracked.trajectory().steps.tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("alarm", "options", "text"),
+    [
+        (
+            Alarm("stable_rank < 2", layers="head"),
+            {},
+            r"alarms\[0\]: 'head' fits none of the tracked layers 0",
+        ),
+        (Alarm("stable_rank < 2", layers=["0", "none*"]), {}, r"'none\*' fits none"),
+        (Alarm("stable_rank < 2", of="change"), {"change": False}, r"of 'change', but changes are not"),
+    ],
+)
+def test_an_alarm_that_nothing_can_set_off_is_refused(alarm, options, text):
+    model = make_two_layers(10, 30, 2, seed=3)
+    with pytest.raises(ValueError, match=text):
+        dln.torch.track(model, report=Report(alarms=[alarm]), **options)
+    assert not model[0]._forward_pre_hooks
+    assert not model[0]._forward_hooks
 
 
 def is_late(record):

@@ -467,7 +467,7 @@ X = torch.zeros(4, 30)
 BAD = {
     "no model": (lambda: 3, {"rank": 2}, TypeError, "model is int"),
     "rank and tolerance": (small_network, {"rank": 2, "tolerance": 0.1}, ValueError, "exactly one"),
-    "neither": (small_network, {}, ValueError, "exactly one of rank and tolerance"),
+    "neither": (small_network, {}, ValueError, "rank is None and tolerance is None; wanted exactly one"),
     "rank 0": (small_network, {"rank": 0}, ValueError, "rank is 0"),
     "rank 2.5": (small_network, {"rank": 2.5}, TypeError, "rank is 2.5"),
     "rank above a side": (
@@ -478,6 +478,7 @@ BAD = {
     ),
     "rank above all sides": (small_network, {"rank": 99}, ValueError, "above the smaller side of every"),
     "rank of no layer": (small_network, {"rank": {"9": 2}}, ValueError, "'9' fits none"),
+    "rank by a glob": (small_network, {"rank": {"*": 2}}, ValueError, r"rank: '\*' fits none.* 0, "),
     "ranks and layers": (small_network, {"layers": "0", "rank": {"0": 2}}, ValueError, "layers=None"),
     "no ranks": (small_network, {"rank": {}}, ValueError, "rank is empty"),
     "tolerance 1": (small_network, {"tolerance": 1.0}, ValueError, "tolerance is 1"),

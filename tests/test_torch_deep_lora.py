@@ -608,7 +608,13 @@ def test_remove_can_merge_the_update_permanently():
 def test_a_removed_adapter_raises_an_error():
     _, _, adapter = adapted()
     adapter.remove()
-    for call in (adapter.merge, adapter.remove, lambda: adapter.factors("0"), lambda: adapter.compress(1)):
+    for call in (
+        adapter.merge,
+        adapter.remove,
+        lambda: adapter.factors("0"),
+        lambda: adapter.compress(1),
+        lambda: adapter.param_groups(1e-3),
+    ):
         with pytest.raises(RuntimeError, match="'default' was removed"):
             call()
 

@@ -256,6 +256,8 @@ class TestTraining:
         assert float(difference) < error
         with pytest.raises(RuntimeError, match="collapsed"):
             handle.factors("0")
+        with pytest.raises(RuntimeError, match="collapsed"):
+            handle.param_groups(1e-3)
         assert repr(handle) == "Factorization(collapsed)"
 
     def test_learning_rates_match_the_steps_on_the_weight(self):
@@ -459,6 +461,41 @@ def shared():
     return model
 
 
+def test_shared_weights_are_left_out_of_the_default_choice():
+    model = nn.Sequential(nn.Embedding(30, 12), nn.Linear(12, 12), nn.Linear(12, 30, bias=False)).double()
+    model[2].weight = model[0].weight
+    assert dt.factorize(model, rank=2, init="random").layer_names == ["1"]
+
+
+def test_a_state_is_loaded_with_the_ranks_of_the_factorization():
+    model = network()
+    factors = dt.factorize(model, rank=4, init="random")
+    factors.truncate(tolerance=0.7)
+    other = network()
+    loaded = dt.factorize(other, rank=factors.ranks, init="random")
+    other.load_state_dict(model.state_dict())
+    x = batch_of()[0]
+    assert loaded.ranks == factors.ranks
+    assert torch.equal(other(x), model(x))
+
+
+def test_an_optimizer_made_before_the_factors_is_refused():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    factors = dt.factorize(model, rank=4, init="random")
+    for call in (
+        lambda made: factors.truncate(2, optimizer=made),
+        lambda made: factors.truncate_during(made, every=1, rank=2),
+    ):
+        with pytest.raises(ValueError, match="optimizer has none of the factors"):
+            call(optimizer)
+        with pytest.raises(TypeError, match="optimizer is int"):
+            call(3)
+    assert set(factors.ranks.values()) == {4}
+    assert len(factors.rank_history[0]) == 0
+    assert not optimizer._optimizer_step_post_hooks
+
+
 GRADIENT = {"batches": "default", "loss": cross_entropy}
 
 
@@ -468,14 +505,20 @@ GRADIENT = {"batches": "default", "loss": cross_entropy}
         (network, "0", {"rank": 11, "init": "random"}, ValueError, r"rank is 11; wanted at most 10.*'0'"),
         (network, "0", {"rank": 0, "init": "random"}, ValueError, "rank"),
         (network, "0", {"rank": 2.5, "init": "random"}, TypeError, "rank"),
-        (network, "0", {"rank": {"0": 2, "7": 1}, "init": "random"}, ValueError, "other layers.*'7'"),
+        (network, "0", {"rank": {"0": 2, "7": 1}, "init": "random"}, ValueError, "rank: '7' fits none"),
         (network, "0", {"rank": 2, "depth": 1, "init": "random"}, ValueError, "depth"),
         (network, "0", {"rank": 2, "init": "svd"}, ValueError, "init"),
         (network, "0", {"rank": 2, "init": "random", "rest": "keep"}, ValueError, "rest"),
         (network, "0", {"rank": 2, "init": "weight", "scale": 2.0}, ValueError, "scale is 2.0"),
         (network, "0", {"rank": 2, "init": "random", "scale": 0.0}, ValueError, "scale"),
         (network, "0", {"rank": 2, "init": "random", "batches": 3}, ValueError, "batches and loss are for"),
+        (network, ["0", "2"], {"rank": {"0": 2}, "init": "random"}, ValueError, "no entry for layer '2'"),
         (network, "0", {"rank": 2}, ValueError, "batches are needed"),
+        (network, "0", {"rank": 2, "batches": "default"}, TypeError, "loss is None, and a batch is tuple"),
+        *(
+            (network, "0", {"rank": 2, "batches": "default", "loss": loss}, TypeError, "of the model and a")
+            for loss in (nn.CrossEntropyLoss(), nn.CrossEntropyLoss, F.cross_entropy, "mean")
+        ),
         (network, "1", {"rank": 2, "init": "random"}, ValueError, "'1' fits none"),
         (network, None, {"rank": 9, "init": "random"}, ValueError, "no linear or convolutional layer"),
         (unused, "spare", {"rank": 2, **GRADIENT}, ValueError, "depends on none of the chosen layers"),

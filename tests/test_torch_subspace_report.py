@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import dlnfast.torch as dt  # noqa: E402
+from dlnfast.torch.subspace_report import _judge  # noqa: E402
 
 WIDTH = 48
 
@@ -213,14 +215,17 @@ def test_trackers_and_shuffled_labels():
         ({"start": 3}, TypeError, "start is int"),
         ({"start": {"0.weight": torch.ones(2, 2)}}, ValueError, "start does not fit the model"),
         ({"start": network(20)}, ValueError, "start: layer '0' is 20 x 20; wanted 48 x 20"),
-        ({"shuffled": nn.Linear(3, 3)}, ValueError, "shuffled: layer '0' is no such layer"),
+        ({"shuffled": nn.Linear(3, 3)}, ValueError, "shuffled: layer '0' is missing"),
         ({"shuffled": 3}, TypeError, "shuffled is int"),
         ({"rank": 0}, ValueError, "rank"),
         ({"ranks": [0]}, ValueError, r"ranks\[0\]"),
         ({"kept": 1.5}, ValueError, "kept"),
         ({"least_gain": -0.1}, ValueError, "least_gain"),
         ({"largest_part": 0.0}, ValueError, "largest_part"),
-        ({"evaluate": lambda model: math.nan}, ValueError, "evaluate returned nan"),
+        ({"evaluate": 0.9}, TypeError, "evaluate is float; wanted a function"),
+        ({"evaluate": lambda model: None}, TypeError, "evaluate returns is None; wanted a number"),
+        ({"evaluate": lambda model: {"accuracy": 1.0}}, TypeError, "evaluate returns is {'accuracy'"),
+        ({"evaluate": lambda model: math.nan}, ValueError, "evaluate returns is nan"),
         ({"layers": "nothing"}, ValueError, "'nothing' fits none"),
     ],
 )
@@ -232,6 +237,47 @@ def test_bad_input_is_refused(change, error, text):
         dt.subspace_report(model, **arguments)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, ends[name])
+
+
+def test_scores_are_taken_in_evaluation_mode_and_the_mode_is_restored():
+    model, start = changed(2)
+    model.train()
+    agreement, modes = Agreement(model), []
+
+    def evaluate(model):
+        modes.append(model.training)
+        model.eval()
+        return agreement(model)
+
+    dt.subspace_report(model, start, rank=2, layers="2", evaluate=evaluate)
+    assert not any(modes)
+    assert all(module.training for module in model.modules())
+
+
+def test_a_score_that_falls_is_named():
+    model, start = changed(2)
+    agreement = Agreement(model)
+    report = dt.subspace_report(
+        model, start, rank=2, layers="2", evaluate=lambda model: 1.0 + 1.0 - agreement(model)
+    )
+    assert report.layers["2"].learns_in_subspace is None
+    assert "a score has to be larger for a better model" in report.layers["2"].verdict
+
+
+def test_a_rank_is_needed_from_which_on_the_gain_is_kept():
+    """Scores need not grow with the rank: a lucky one below 2K is not what is needed."""
+    model, start = changed(2)
+    layer = dt.subspace_report(model, start, rank=2, layers="2", evaluate=Agreement(model)).layers["2"]
+    scores = {0: 0.0, 1: 1.0, 2: 0.5, 4: 0.5, 8: 1.0, 16: 0.2}
+    odd = dataclasses.replace(layer, scores=scores, scores_without=dict.fromkeys(scores, 0.0))
+    assert "more than 16 are needed" in judge(odd)
+    assert "16 are needed" in judge(dataclasses.replace(odd, scores=scores | {16: 1.0, 8: 0.2}))
+    found = judge(dataclasses.replace(odd, scores=scores | {4: 1.0}))
+    assert "learned in a small subspace. 4 directions are enough" in found
+
+
+def judge(layer):
+    return _judge(layer, 2, 1.0, 0.95, 0.05, 0.25)[1]
 
 
 def test_a_failing_score_leaves_the_model_as_it_was():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from .._support.text import format_count, format_table
 from .common import LazyParser, complain
 
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ _ACTIONS: Final = {
     "extract": "write the difference of two checkpoints of a model as a LoRA adapter",
 }
 _ADAPTER: Final = "folder of PEFT with LoRA or Deep LoRA, or a file of DeepLoRA.save"
+_AUDIT_COLUMNS: Final = (
+    "Columns: rank: that of the factors; used: numerical rank of the update; energy: share of its squared "
+    "Frobenius norm in the sum over all layers; Frobenius, spectral: its norms; stable: squared ratio of "
+    "these norms; suggested: lowest rank within the tolerance."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _add_audit(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _AUDIT_COLUMNS
     parser.set_defaults(action=_audit)
     parser.add_argument("path", metavar="DIR", type=Path, help=_ADAPTER)
     parser.add_argument(
@@ -154,6 +161,7 @@ def _resize(arguments: argparse.Namespace) -> int:
 
 
 def _extract(arguments: argparse.Namespace) -> int:
+    from ..torch._names import format_names
     from ..torch.adapters.extract import EMBEDDINGS, extract_adapter
 
     found = extract_adapter(
@@ -169,16 +177,15 @@ def _extract(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     )
     _print_updates(found.layers)
-    for name, reason in found.left_out.items():
-        print(f"left out: {name}: {reason}")
-    print(f"equal:    {len(found.unchanged)} tensors")
+    for reason in dict.fromkeys(found.left_out.values()):
+        names = [name for name, why in found.left_out.items() if why == reason]
+        print(f"left out: {format_count(len(names), 'tensor', 'tensors')}, {reason}: {format_names(names)}")
+    print(f"equal:    {format_count(len(found.unchanged), 'tensor', 'tensors')}")
     print(f"written:  {arguments.out}")
     return 0
 
 
 def _print_updates(layers: Mapping[str, WrittenUpdate]) -> None:
-    from ..torch.adapters.audit import format_table
-
     rows = [["layer", "rank", "error", "relative", "rounding"]]
     for name, layer in layers.items():
         numbers = (layer.error, layer.relative_error, layer.rounding)

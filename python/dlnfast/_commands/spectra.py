@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .._support.text import format_count
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the description and the arguments of the command."""
@@ -23,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layers", metavar="GLOB", nargs="+", help="names of matrices, without .weight (default: all)"
     )
-    parser.add_argument("--k", type=int, default=16, metavar="N", help="values of each matrix (default: 16)")
+    parser.add_argument(
+        "--k", type=int, default=16, metavar="N", help="values of each matrix in the files (default: 16)"
+    )
     parser.add_argument(
         "--of", nargs="+", choices=("weights", "change", "step"), help="matrices (default: all three)"
     )
@@ -47,7 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.out is None:
         print(found.table())
-    counts = f"{len(found.layers)} matrices in {len(found.steps)} checkpoints"
+    counts = format_count(len(found.layers), "matrix", "matrices")
+    counts += f" in {format_count(len(found.steps), 'checkpoint', 'checkpoints')}"
     print(f"spectra:  {counts} in {found.seconds:.3g} s")
     if arguments.out is not None:
         print(f"written:  {', '.join(map(str, found.save(arguments.out)))}")

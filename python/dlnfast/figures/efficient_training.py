@@ -61,7 +61,7 @@ class Settings:
     datasets: tuple[str, ...] = setting(
         ("fashion-mnist", "cifar10"), "data sets, one panel each", choices=tuple(_TITLES)
     )
-    width: int = setting(512, "of the hidden layers")
+    width: int = setting(512, "width of the hidden layers")
     rank: int = setting(20, "r of the compressed products; 2K for K classes")
     depth: int = setting(3, "factors of every product")
     deep_initial: str = setting(
@@ -73,12 +73,12 @@ class Settings:
     batch_size: int = setting(128, "images of a step")
     learning_rates: tuple[float, ...] = setting(
         (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3),
-        "every method gets the best of them on a fifth of the training images",
+        "learning rates, of which every method gets the best one on a fifth of the training images",
     )
     rate_runs: int = setting(2, "seeds of the choice of rates")
     runs: int = setting(5, "seeds per network: means are drawn, bands are standard deviations")
     every: int = setting(1, "epochs between two tests")
-    seed: int = setting(0, "the first of them")
+    seed: int = setting(0, "first seed of the runs")
     device: str = setting("cpu", "where PyTorch trains, cuda for a GPU")
     data: str = setting("", "folder of the data sets; default: the environment variable DLNFAST_DATA")
     results: str = setting("", "JSON file of an earlier call: its numbers are drawn, nothing is trained")

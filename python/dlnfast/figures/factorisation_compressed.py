@@ -63,13 +63,13 @@ class Settings:
     learning_rate: float = setting(1e3, "eta, on the mean loss, at d = 1000; eta (d / 1000)^1.5 at others")
     steps: int = setting(25_000, "iterations (ours: as many as it takes)")
     records: int = setting(250, "times at which loss and seconds are recorded")
-    compared: int = setting(125, "of them, at how many all layers are compared: 24 d^2 bytes each")
+    compared: int = setting(125, "steps at which all layers are compared: 24 d^2 bytes each")
     spaced_dim: int = setting(100, "d of the second setting")
     spaced_rank: int = setting(10, "r of the second setting: every fifth singular value of a Gaussian")
     spaced_scale: float = setting(1e-2, "eps of the second setting")
     spaced_learning_rate: float = setting(1.0, "eta of the second setting")
     spaced_steps: int = setting(100_000, "iterations of the second setting")
-    seed: int = setting(0, "of the targets and of the weights")
+    seed: int = setting(0, "seed of the targets and of the weights")
 
 
 def compute(settings: Settings, *, progress: bool = False) -> Result:

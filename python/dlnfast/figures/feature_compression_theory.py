@@ -65,7 +65,7 @@ class Settings:
     assumption_scale: float = setting(0.1, "eps in the lower row (and a = 1)")
     assumption_tolerance: float = setting(1e-10, "train until the loss is this small, in the lower row")
     assumption_runs: int = setting(1, "seeds in the lower row; the mean is drawn")
-    seed: int = setting(0, "the first of them")
+    seed: int = setting(0, "first seed of the runs")
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,8 @@ class Settings:
     """
 
     n_hidden: int = setting(7, "hidden layers")
-    n_nonlinear: int = setting(3, "of them nonlinear in the hybrid: linear map, batch norm, ReLU")
-    width: int = setting(1024, "of the hidden layers")
+    n_nonlinear: int = setting(3, "nonlinear layers of the hybrid: linear map, batch norm, ReLU")
+    width: int = setting(1024, "width of the hidden layers")
     per_class: int = setting(5000, "training images of each class")
     test_per_class: int = setting(1000, "test images of each class")
     epochs: int = setting(400, "passes over the images")
@@ -73,7 +73,7 @@ class Settings:
     mlp_output_scale: float = setting(1.0, "a in the loss of the MLP")
     hybrid_output_scale: float = setting(100.0, "a in the loss of the hybrid")
     probe: str = setting("ridge", "linear probes: closed form, or descent", choices=("ridge", "sgd"))
-    seed: int = setting(0, "of the weights and the order of the images")
+    seed: int = setting(0, "seed of the weights and the order of the images")
     device: str = setting("cpu", "where PyTorch trains, cuda for a GPU")
     data: str = setting("", "folder of CIFAR-10; default: the environment variable DLNFAST_DATA")
 

@@ -62,7 +62,7 @@ class Settings:
     families: tuple[str, ...] = setting(tuple(_FAMILIES), "networks, one row each", choices=tuple(_FAMILIES))
     per_class: int = setting(5000, "training images of each class")
     test_per_class: int = setting(1000, "test images of each class")
-    width: int = setting(512, "of the hidden layers of linear network and MLP")
+    width: int = setting(512, "width of the hidden layers of linear network and MLP")
     depth: int = setting(4, "weight matrices of linear network and MLP")
     scale: float = setting(0.5, "eps of the linear network's orthogonal weights; others: PyTorch's own")
     vgg: str = setting("vgg16", "which VGG, with batch norm", choices=("vgg11", "vgg13", "vgg16", "vgg19"))
@@ -80,7 +80,7 @@ class Settings:
     epochs: int = setting(50, "passes over the images, cosine to eta / 100")
     batch_size: int = setting(64, "images of a step")
     records: int = setting(30, "how often all singular values are recorded")
-    seed: int = setting(0, "of the weights and the order of the images")
+    seed: int = setting(0, "seed of the weights and the order of the images")
     device: str = setting("cpu", "where PyTorch trains, cuda for a GPU")
     data: str = setting("", "folder of the data sets; default: the environment variable DLNFAST_DATA")
 

@@ -59,7 +59,7 @@ class Settings:
     learning_rate: float = setting(3.0, "eta of the last panel, on the mean over the known entries")
     steps: int = setting(100_000, "iterations of the last panel")
     every: int = setting(200, "iterations between two records of the last panel")
-    seed: int = setting(0, "of the targets, the observed entries and the weights")
+    seed: int = setting(0, "seed of the targets, the observed entries and the weights")
 
 
 def compute(settings: Settings, *, progress: bool = False) -> Result:

@@ -77,7 +77,7 @@ class Settings:
     relu_depths: tuple[int, ...] = setting((6, 8, 10), "L of the ReLU networks in the first panel")
     relu_steps: int = setting(150_000, "steps of ReLU networks, at most")
     relu_runs: int = setting(1, "seeds per ReLU network")
-    seed: int = setting(0, "the first of them")
+    seed: int = setting(0, "first seed of the runs")
 
 
 @dataclass(frozen=True)

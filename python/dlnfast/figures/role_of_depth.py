@@ -58,7 +58,7 @@ class Settings:
     nonlinear: tuple[int, ...] = setting((1, 2, 3, 5, 8), "nonlinear layers in the first two columns")
     totals: tuple[int, ...] = setting((2, 3, 4, 5, 6, 7, 8, 9), "L in the last two columns")
     added_to: tuple[int, ...] = setting((1, 2), "nonlinear layers in the last two columns")
-    width: int = setting(512, "of the hidden layers")
+    width: int = setting(512, "width of the hidden layers")
     per_class: int = setting(5000, "training images of each class")
     test_per_class: int = setting(1000, "test images of each class")
     epochs: int = setting(100, "passes over the images")
@@ -67,7 +67,7 @@ class Settings:
     momentum: float = setting(0.9, "mu")
     weight_decay: float = setting(5e-4, "lambda")
     runs: int = setting(3, "seeds per network: means are drawn, bars are standard deviations")
-    seed: int = setting(0, "the first of them")
+    seed: int = setting(0, "first seed of the runs")
     device: str = setting("cpu", "where PyTorch trains, cuda for a GPU")
     data: str = setting("", "folder of the data sets; default: the environment variable DLNFAST_DATA")
 

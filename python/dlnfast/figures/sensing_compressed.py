@@ -63,7 +63,7 @@ class Settings:
     steps: int = setting(3000, "iterations, at most (ours)")
     tolerance: float = setting(1e-11, "share of the first loss at which a run stops (ours)")
     every: int = setting(20, "iterations between two records")
-    seed: int = setting(0, "of the matrix, the measurements and the weights")
+    seed: int = setting(0, "seed of the matrix, the measurements and the weights")
 
 
 def compute(settings: Settings, *, progress: bool = False) -> Result:

@@ -51,7 +51,7 @@ class Settings:
     learning_rate: float = setting(1.0, "eta, on the mean loss")
     steps: int = setting(50, "iterations")
     momentum: float = setting(0.0, "mu, heavy ball")
-    seed: int = setting(0, "of the target and of the weights")
+    seed: int = setting(0, "seed of the target and of the weights")
     layer: int = setting(1, "which layer to show, 1 .. L")
     inputs: str = setting(
         "white", "white, or 300 Gaussian samples (then the target has r rows)", choices=("white", "gaussian")

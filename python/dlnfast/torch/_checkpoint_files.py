@@ -17,6 +17,7 @@ import torch
 from .._support.arrays import check_count
 from .._support.files import parse_object, read_text, translate_read_errors
 from ._safetensors import SafetensorsFile, TensorInfo, allocate
+from ._state_files import describe_load_error
 
 #: Endings of the files of checkpoints.
 _ENDINGS: Final = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -141,8 +142,8 @@ def _load_tensors(path: Path, is_mapped: bool) -> Any:
     with translate_read_errors(path, "checkpoint of torch.save"):
         try:
             return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=is_mapped)
-        except pickle.UnpicklingError as error:  # with several lines of advice
-            raise ValueError(str(error).partition("\n")[0]) from error
+        except pickle.UnpicklingError as error:
+            raise ValueError(describe_load_error(error)) from error
 
 
 class ShardedFiles:
@@ -315,6 +316,11 @@ def is_adapter(path: Path) -> bool:
     return (path / ADAPTER_CONFIG).is_file()
 
 
+def find_adapter_folder(path: Path) -> Path:
+    """Return the folder of an adapter for its file of factors; any other path unchanged."""
+    return path.parent if path.name in _ADAPTER_FILES and is_adapter(path.parent) else path
+
+
 def _is_checkpoint(path: Path) -> bool:
     """Return whether a path looks like one checkpoint: a file, or a folder of a model or an adapter."""
     if path.is_dir():
@@ -357,7 +363,7 @@ def list_checkpoints(paths: CheckpointLike | Sequence[CheckpointLike]) -> list[C
 def _list_folder(path: Path) -> list[Path]:
     """Return the path itself if it is one checkpoint, or else the checkpoints in the folder."""
     if not path.is_dir():
-        return [path]
+        return [find_adapter_folder(path)]
     inside = sorted((entry for entry in path.iterdir() if _is_checkpoint(entry)), key=_natural_key)
     # The folder of a training may hold the final model beside the folders of its checkpoints.
     folders = [entry for entry in inside if entry.is_dir() and find_step(entry) is not None]

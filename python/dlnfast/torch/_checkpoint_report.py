@@ -35,11 +35,13 @@ _TITLES: Final[Mapping[str, str]] = {
 }
 #: Largest number of layers that are drawn one by one, and with a legend.
 _N_DRAWN: Final = 12
+#: Largest number of characters of a name in a picture.
+_LENGTH: Final = 46
 _COLUMNS: Final = 3
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
-th, td { padding: .2em .8em; text-align: right; border-bottom: 1px solid #ddd }
+th, td { padding: .2em .8em; text-align: right; vertical-align: bottom; border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left }
 img { max-width: 100%; height: auto }
 """
@@ -91,7 +93,7 @@ def _stable_rank(norm: float, top: float, error: float) -> tuple[float, float]:
 
 
 def summarise(runs: Mapping[str, Trajectory]) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of a table with one row per layer.
+    """Return head and rows of a table with one row per layer; cells of the head have up to three lines.
 
     Parameters
     ----------
@@ -106,9 +108,9 @@ def summarise(runs: Mapping[str, Trajectory]) -> tuple[list[str], list[list[str]
     for kind, run in runs.items():
         first, last = int(run.steps[0]), int(run.steps[-1])
         both = len(run.steps) > 1 and kind == "weights"
-        symbol = {"weights": "W", "change": "change", "step": "last step"}[kind]
-        head += [f"sigma_1({symbol}), step {first}"] if both else []
-        head += [f"sigma_1({symbol}), step {last}", "bound", f"stable rank({symbol})"]
+        matrix = {"weights": "W", "change": "change", "step": "last step"}[kind]
+        head += [f"{matrix}\nsigma_1\nstep {first}"] if both else []
+        head += [f"{matrix}\nsigma_1\nstep {last}", "bound", f"{matrix}\nstable\nrank"]
         for row in rows:
             values, errors = run.singular_values(row[0]), run.singular_value_errors(row[0])
             top, error = float(values[-1, 0]), float(errors[-1, 0])
@@ -116,19 +118,6 @@ def summarise(runs: Mapping[str, Trajectory]) -> tuple[list[str], list[list[str]
             row += [f"{float(values[0, 0]):.5g}"] if both else []
             row += [f"{top:.5g}", f"{error:.1e}", f"{rank:.4g}"]
     return head, rows
-
-
-def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table for the terminal."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = []
-    for row in (head, *rows):
-        cells = [
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def write_files(
@@ -202,7 +191,8 @@ def _make_report(metadata: Mapping[str, Any], runs: Mapping[str, Trajectory], dr
 
 def _format_html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        escaped = (html.escape(cell).replace("\n", "<br>") for cell in cells)
+        return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in escaped) + "</tr>"
 
     return "<table>\n" + "\n".join([line(head, "th"), *(line(row, "td") for row in rows)]) + "\n</table>"
 
@@ -219,6 +209,8 @@ def _draw(runs: Mapping[str, Trajectory], draw_layer: DrawLayer) -> Iterator[str
         figure = figures.Figure(figsize=(11, 4), layout="constrained")
         _draw_overview(figure, run)
         yield _to_svg(figure)
+        if run.n_layers > _N_DRAWN:
+            yield "<p>One line for each layer, from the first (dark) to the last (bright).</p>"
         names = _choose_layers(run)
         if len(run.steps) < 2:
             continue
@@ -229,25 +221,32 @@ def _draw(runs: Mapping[str, Trajectory], draw_layer: DrawLayer) -> Iterator[str
         axes = figure.subplots(n_rows, _COLUMNS, squeeze=False).ravel()
         for ax, name in zip(axes, names, strict=False):
             draw_layer(run, name, ax)
-            ax.set_title(name, fontsize="small")
+            ax.set_title(_shorten(name), fontsize="small")
         for ax in axes[len(names) :]:
             ax.set_axis_off()
         yield _to_svg(figure)
 
 
 def _draw_overview(figure: Figure, run: Trajectory) -> None:
-    """Draw the largest value of all layers over the steps, and the last spectra."""
-    left, right = figure.subplots(1, 2)
+    """Draw the last spectra of all layers, and before them the largest values over several steps."""
+    axes = figure.subplots(1, 1 if len(run.steps) == 1 else 2, squeeze=False)[0]
+    colour_map = import_optional("matplotlib", "pictures in reports", "plot").colormaps["viridis"]
     marker = "." if len(run.steps) < 30 else None
-    for name in run.layer_names:
-        values = run.singular_values(name)
-        left.plot(run.steps, values[:, 0], marker=marker, linewidth=1, label=name)
-        if values[-1, 0] > 0:
-            right.plot(np.arange(1, values.shape[1] + 1), values[-1] / values[-1, 0], linewidth=1)
-    left.set(xlabel="step", ylabel=r"$\sigma_1$")
-    right.set(xlabel="$i$", ylabel=rf"$\sigma_i / \sigma_1$ at step {int(run.steps[-1])}")
+    for name, place in zip(run.layer_names, np.linspace(0, 0.9, run.n_layers), strict=True):
+        values, line = run.singular_values(name), {"linewidth": 1, "color": colour_map(place)}
+        relative = values[-1] / values[-1, 0] if values[-1, 0] > 0 else np.full(values.shape[1], np.nan)
+        axes[-1].plot(np.arange(1, values.shape[1] + 1), relative, label=_shorten(name), **line)
+        if len(run.steps) > 1:
+            axes[0].plot(run.steps, values[:, 0], marker=marker, **line)
+    axes[0].set(xlabel="step", ylabel=r"$\sigma_1$")
+    axes[-1].set(xlabel="$i$", ylabel=rf"$\sigma_i / \sigma_1$ at step {int(run.steps[-1])}")
     if run.n_layers <= _N_DRAWN:
-        left.legend(fontsize="x-small")
+        figure.legend(loc="outside right upper", fontsize="x-small", frameon=False)
+
+
+def _shorten(name: str) -> str:
+    """Return a name without its beginning if it is long: the ends of names tell layers apart."""
+    return name if len(name) <= _LENGTH else f"..{name[2 - _LENGTH :]}"
 
 
 def _choose_layers(run: Trajectory) -> list[str]:

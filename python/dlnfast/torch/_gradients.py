@@ -19,6 +19,9 @@ from ._reading import preserve_state
 #: Function of the model and a batch that returns the loss, a scalar tensor.
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 
+#: Modules of losses that take outputs and labels, not the model and a batch.
+_LOSSES_OF_OUTPUTS: Final = ("torch.nn.functional", "torch.nn.modules.loss")
+
 #: Error of the gradients' singular values relative to the largest; that of the vectors is its root.
 _TOLERANCE: Final = 1e-6
 
@@ -57,6 +60,7 @@ def find_leading_gradients(
     summed in groups that fit into `memory` bytes, with one pass over the batches for each group.
     """
     each = _list_batches(batches)
+    _check_loss_function(loss)
     compute_loss = _compute_model_loss if loss is None else loss
     sums = [_GradientSum(target, rank) for target, rank in zip(targets, ranks, strict=True)]
     for group in [sums] if len(each) == 1 else _group_by_memory(sums, memory):
@@ -236,14 +240,27 @@ def _list_batches(batches: Any) -> list[Any]:
 def _compute_model_loss(model: nn.Module, batch: Any) -> torch.Tensor:
     if not isinstance(batch, Mapping):
         raise TypeError(
-            f"a batch is {type(batch).__name__}; without a loss it has to be a mapping for model(**batch), "
-            "which returns a loss"
+            f"loss is None, and a batch is {type(batch).__name__}; wanted loss, a function (model, batch) -> "
+            "Tensor, or a mapping for model(**batch), which returns a loss"
         )
     result = model(**batch)
     value = result.get("loss") if isinstance(result, Mapping) else getattr(result, "loss", None)
     if value is None:
         raise ValueError("model(**batch) has no loss: add labels to the batches, or pass loss=")
     return value  # type: ignore[no-any-return]
+
+
+def _check_loss_function(loss: object) -> None:
+    """Refuse losses of outputs and labels, such as those of `torch.nn`, before they are called."""
+    if loss is None:
+        return
+    origin = loss if hasattr(loss, "__name__") else type(loss)
+    if not callable(loss) or origin.__module__ in _LOSSES_OF_OUTPUTS:
+        name = origin.__name__
+        raise TypeError(
+            f"loss is {name}; wanted a function of the model and a batch, such as "
+            "lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1])"
+        )
 
 
 def _check_loss(value: Any) -> None:

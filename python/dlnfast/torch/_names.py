@@ -105,6 +105,22 @@ def match_names(wanted: Iterable[str], available: Iterable[str]) -> dict[str, st
     return found
 
 
+def match_every_name(wanted: Iterable[str], available: Iterable[str], argument: str) -> dict[str, str]:
+    """Map each wanted name to an available one, as `match_names` does.
+
+    Raises
+    ------
+    ValueError
+        If a name has no match; the message begins with the argument and lists the names.
+    """
+    known = list(available)
+    found = match_names(wanted, known)
+    for name in wanted:
+        if name not in found:
+            raise ValueError(f"{argument}: {name!r} fits none of the weight matrices {format_names(known)}")
+    return found
+
+
 def _find_wrapped_child(module: nn.Module) -> str | None:
     """Return the name of the child that a wrapper contains; None if the module is no wrapper."""
     for where, kind, child in _WRAPPERS:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
@@ -50,9 +51,21 @@ def read_state_file(path: Path, kind: str, *, device: torch.device | str = "cpu"
     except _UNREADABLE as error:
         if is_machine_error(error):
             raise
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} cannot be read as {kind}: {reason}") from error
+        raise ValueError(f"{path} cannot be read as {kind}: {describe_load_error(error)}") from error
     return content
+
+
+def describe_load_error(error: Exception) -> str:
+    """Return the reason why `torch.load` refused a file, in one line.
+
+    PyTorch advises to load objects of Python with ``weights_only=False``, which runs code in the file.
+    """
+    if not isinstance(error, pickle.UnpicklingError):
+        return str(error).partition("\n")[0]
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    if found is None:
+        return "it has another format"
+    return f"it holds an object {found[1]}, not only tensors; save model.state_dict() instead of the model"
 
 
 class _Readable:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from .._support.arrays import FloatArray, check_count, check_flag, check_path, check_scale
+from .._support.text import format_count, format_table
 from .._support.threads import MAX_THREADS
 from .._tracking.svd_tracker import SVDTracker, TrackerRecord, is_decomposed
 from .._trajectory.trajectory import Trajectory
@@ -35,7 +36,7 @@ from ._checkpoint_matrices import (
     find_matrices,
     open_sources,
 )
-from ._checkpoint_report import format_table, summarise, write_files
+from ._checkpoint_report import summarise, write_files
 from ._matrix_records import (
     MatrixRecords,
     MatrixSpectra,
@@ -260,7 +261,8 @@ class CheckpointSpectra:
 
     def __repr__(self) -> str:
         """Return the numbers of matrices and checkpoints, and the kinds."""
-        counts = f"{len(self.layers)} matrices, {len(self.steps)} checkpoints"
+        counts = format_count(len(self.layers), "matrix", "matrices")
+        counts += f", {format_count(len(self.steps), 'checkpoint', 'checkpoints')}"
         return f"CheckpointSpectra({counts}, {', '.join(self.kinds)})"
 
     def trajectory(self, of: Of = "weights") -> Trajectory:
@@ -312,7 +314,8 @@ class CheckpointSpectra:
         str
             Lines of a head and one row per matrix.
         """
-        return format_table(*summarise(self._trajectories()))
+        head, rows = summarise(self._trajectories())
+        return format_table([head, *rows])
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write all values as files.
@@ -346,7 +349,7 @@ class CheckpointSpectra:
         def draw_layer(run: Trajectory, name: str, ax: Any) -> None:
             from ..plots import SingularValueDisplay
 
-            SingularValueDisplay.from_trajectory(run, name).plot(ax)
+            SingularValueDisplay.from_trajectory(run, name).plot(ax, legend=False)
 
         return write_files(check_path(folder, "folder"), metadata, self._trajectories(), draw_layer)
 
@@ -371,9 +374,9 @@ def _choose_kinds(of: tuple[Of, ...] | None, sources: Sources) -> tuple[Of, ...]
     several = len(sources.all) > 1
     missing: dict[Of, str] = {}
     if sources.adapted and sources.base is None:
-        missing["weights"] = "the weights of an adapter need base="
+        missing["weights"] = "the weights of an adapter need a base"
     if not (several or sources.adapted or sources.base is not None):
-        missing["change"] = "the change of one checkpoint needs base="
+        missing["change"] = "the change of one checkpoint needs a base"
     if not several:
         missing["step"] = "a step needs two checkpoints"
     for each in of or ():

@@ -8,7 +8,7 @@ import math
 import operator
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal, Protocol, runtime_checkable
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from .. import measures
 from .._support.arrays import as_list, check_choice
 from .._trajectory.truncated_spectra import measure_energy_share
+from ._names import format_names
 
 __all__ = ["Alarm", "LayerRecord", "Report", "Sink", "StopTraining"]
 
@@ -332,6 +333,24 @@ class Reporter:
         self._active: set[tuple[int, str]] = set()
         #: Exception of the first alarm that stops the training, until it is raised.
         self._stop: StopTraining | None = None
+
+    def check_alarms(self, layers: Sequence[str], kinds: Collection[str]) -> None:
+        """Refuse alarms that no record of these layers and kinds of matrices can set off.
+
+        Raises
+        ------
+        ValueError
+            If the changes of an alarm are not tracked, or a name or glob fits no layer.
+        """
+        for index, alarm in enumerate(self._alarms):
+            if alarm.of not in kinds:
+                raise ValueError(f"alarms[{index}] is of {alarm.of!r}, but changes are not tracked")
+            patterns = [alarm.layers] if isinstance(alarm.layers, str) else alarm.layers
+            for pattern in patterns or ():
+                if not any(fnmatch.fnmatchcase(layer, pattern) for layer in layers):
+                    raise ValueError(
+                        f"alarms[{index}]: {pattern!r} fits none of the tracked layers {format_names(layers)}"
+                    )
 
     @property
     def is_needed(self) -> bool:

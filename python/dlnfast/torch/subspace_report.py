@@ -20,7 +20,7 @@ from .._problem.low_rank import LowRank
 from .._support.arrays import FloatArray, check_count, check_scale, random_generator
 from .._support.haar import signed_q
 from ._gradients import TensorMap
-from ._reading import preserve_state
+from ._running import preserve_model
 from .layers import LayerChoice, WeightMatrix, weight_matrices
 from .track import SpectralTracker
 
@@ -184,8 +184,8 @@ def subspace_report(
     layers : LayerChoice
         Choice of weights as for `weight_matrices`; None: all. For a tracker: its own.
     evaluate : callable ``(model) -> float``, optional
-        Score of the model, larger for a better one, such as its accuracy on held-out data. It must not change
-        the model. Without it no verdict is possible.
+        Score of the model in evaluation mode, larger for a better one, such as its accuracy on held-out data,
+        or minus its loss. It must not change the model. Without it no verdict is possible.
     ranks : sequence of int, optional
         Numbers k of the functional test. Default: 1, K / 2, K, 2 K, 4 K and 8 K. 2 K is always among them.
     shuffled : Module or SpectralTracker, optional
@@ -236,6 +236,8 @@ def subspace_report(
     >>> report.layers["0"].learns_in_subspace
     True
     """
+    if evaluate is not None and not callable(evaluate):
+        raise TypeError(f"evaluate is {type(evaluate).__name__}; wanted a function of the model, or None")
     count = check_count(rank, "rank")
     share = check_scale(kept, "kept", strict=True, at_most=1.0)
     least = check_scale(least_gain, "least_gain")
@@ -320,7 +322,7 @@ def _match(model: nn.Module, matrices: list[WeightMatrix], name: str) -> list[to
     for matrix in matrices:
         other = known.get(matrix.name)
         if other is None or other.shape != matrix.shape:
-            shape = "no such layer" if other is None else f"{other.shape[0]} x {other.shape[1]}"
+            shape = "missing" if other is None else f"{other.shape[0]} x {other.shape[1]}"
             raise ValueError(
                 f"{name}: layer {matrix.name!r} is {shape}; wanted {matrix.shape[0]} x {matrix.shape[1]}, as "
                 "in the trained model"
@@ -435,11 +437,11 @@ class _Tests:
         """Return the score of the model."""
         if self._evaluate is None:
             return None
-        with preserve_state(self._model), torch.no_grad():
-            score = float(self._evaluate(self._model))
-        if not math.isfinite(score):
-            raise ValueError(f"evaluate returned {score}; wanted a finite number")
-        return score
+        with preserve_model(self._model, "eval"), torch.no_grad():
+            value: Any = self._evaluate(self._model)
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            value = value.item()
+        return check_scale(value, "the score that evaluate returns", minimum=-math.inf)
 
     def scores_of(self, i: int, ks: Sequence[int]) -> dict[int, float]:
         """Return scores with the change of one layer cut to k values, and with none of it (0)."""
@@ -515,6 +517,11 @@ def _judge(
             "directions matter"
         )
     gain = score - layer.scores[0]
+    if gain < -least_gain * abs(score):
+        return None, (
+            f"{head}: not answered. With this layer at its start the score is {layer.scores[0]:.4g}, above "
+            f"the {score:.4g} of the trained model; a score has to be larger for a better model; {shares}"
+        )
     if gain <= least_gain * abs(score):
         return None, (
             f"{head}: not answered. With this layer at its start the score is {layer.scores[0]:.4g} of "
@@ -522,7 +529,9 @@ def _judge(
         )
     remains = {k: (value - layer.scores[0]) / gain for k, value in layer.scores.items() if k}
     without = (layer.scores_without[size] - layer.scores[0]) / gain
-    enough = [k for k, value in sorted(remains.items()) if value >= kept]
+    too_few = [k for k, value in remains.items() if value < kept]
+    enough = [k for k in remains if k <= size and k > max([0, *(each for each in too_few if each <= size)])]
+    needed = [k for k in remains if k > max([0, *too_few])]
     tests = (
         f"{size} directions keep {100 * remains[size]:.0f} % of what it gained, all others together "
         f"{100 * without:.0f} %; {shares}"
@@ -531,5 +540,5 @@ def _judge(
         return None, f"{head}: not answered. Each of both parts of the change is enough: {tests}"
     if remains[size] >= kept:
         return True, f"{head}: learned in a small subspace. {enough[0]} directions are enough: {tests}"
-    most = f"{enough[0]} are needed" if enough else f"more than {max(remains)} are needed"
+    most = f"{needed[0]} are needed" if needed else f"more than {max(remains)} are needed"
     return False, f"{head}: did not learn in {size} directions; {most}. {tests}"

@@ -136,9 +136,10 @@ def track(
     Raises
     ------
     TypeError, ValueError
-        For a choice that matches no weight, an optimizer without a tracked weight, and settings out of their
-        range. For a weight that is not finite at a record: during training from the next
-        ``optimizer.step()``, otherwise from ``.trajectory()``, ``.finish_step()`` or ``.close()``.
+        For a choice that matches no weight, an optimizer without a tracked weight, an alarm for layers or
+        changes that are not tracked, and settings out of their range. For a weight that is not finite at a
+        record: during training from the next ``optimizer.step()``, otherwise from ``.trajectory()``,
+        ``.finish_step()`` or ``.close()``.
     StopTraining
         For an alarm with the action "stop": from the next ``optimizer.step()``, before it changes weights, or
         from ``.finish_step()`` or ``.advance()``.
@@ -264,6 +265,8 @@ class SpectralTracker:
         #: Memory in which each thread computes changes, by thread.
         self._buffers: dict[int, npt.NDArray[Any]] = {}
         self._start_tracking(chosen)
+        # Before the first gradients, "penultimate" can be any of the candidates.
+        self._reporter.check_alarms([m.name for m in self._candidates or chosen], self._records)
         self._model = weakref.ref(model)
         #: Whether a record is due when the current step is over.
         self._is_due = False

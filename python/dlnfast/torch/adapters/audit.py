@@ -19,6 +19,7 @@ from ..._config.runs import write_json
 from ..._support.arrays import check_path
 from ..._support.errors import ShapeError
 from ..._support.files import write_text_whole
+from ..._support.text import format_table
 from ...measures import subspace_angles
 from .._names import match_names
 from .._truncation import TruncationRule
@@ -160,19 +161,6 @@ def check_output_name(path: str | os.PathLike[str]) -> Path:
     if target.suffix not in (".json", ".csv"):
         raise ValueError(f"path is {os.fspath(path)!r}; wanted a name that ends in .json or .csv")
     return target
-
-
-def format_table(rows: list[list[str]]) -> str:
-    """Return rows as text with aligned columns, the first one to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def _format(value: Any, form: str) -> str:

@@ -17,6 +17,7 @@ import torch
 from ..._problem.factors import DenseMap, leading_factors
 from ..._problem.low_rank import LowRank
 from ..._support.arrays import FloatArray, as_list, check_flag, frobenius_norm
+from .._names import format_names
 from .._truncation import Truncation, TruncationRule
 from ..deep_lora import files
 from .checkpoints import Checkpoint
@@ -212,7 +213,10 @@ class _Differences:
             if not any(fnmatchcase(key.removesuffix(".weight"), pattern) for key in self._keys)
         ]
         if unmatched:
-            raise ValueError(f"layers: {unmatched[0]!r} fits no layer of {checkpoints[0].path}")
+            weights = [key.removesuffix(".weight") for key in self._keys if key.endswith(".weight")]
+            raise ValueError(
+                f"layers: {unmatched[0]!r} fits no layer of {checkpoints[0].path}: {format_names(weights)}"
+            )
 
     def names(self) -> list[str]:
         """Return the names of all tensors in both checkpoints, without the ending ".weight"."""

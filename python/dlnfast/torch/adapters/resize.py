@@ -117,5 +117,7 @@ def check_output(out: str | os.PathLike[str], overwrite: bool) -> Path:
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"out is {os.fspath(out)!r}, which is a file; wanted a folder")
     if not overwrite and target.is_dir() and any(target.iterdir()):
-        raise FileExistsError(f"out is {os.fspath(out)!r}, which is not empty; wanted a new folder")
+        raise FileExistsError(
+            f"out is {os.fspath(out)!r}, which is not empty; wanted a new folder, or overwrite"
+        )
     return target

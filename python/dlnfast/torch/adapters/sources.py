@@ -19,7 +19,7 @@ from ..._support.errors import ShapeError
 from ..._support.files import parse_object, read_text, translate_read_errors
 from ..._support.optional import import_optional
 from .._checkpoint_adapters import PREFIX, find_by_pattern
-from .._checkpoint_files import ADAPTER_CONFIG, ADAPTER_MODEL
+from .._checkpoint_files import ADAPTER_CONFIG, ADAPTER_MODEL, find_adapter_folder
 from .._state_files import read_state_file
 from .._truncation import Truncation
 from ..deep_lora import files
@@ -271,7 +271,7 @@ def bound_rounding(
 
 
 def read_adapter(path: str | os.PathLike[str], name: str = "path") -> AdapterFile:
-    """Read a folder of PEFT with LoRA or Deep LoRA, or a file of `DeepLoRA.save`.
+    """Read a folder of PEFT with LoRA or Deep LoRA (or its file of factors), or a file of `DeepLoRA.save`.
 
     Raises
     ------
@@ -283,7 +283,7 @@ def read_adapter(path: str | os.PathLike[str], name: str = "path") -> AdapterFil
         For adapters of other kinds, a missing factor, a factor that is not finite (the message names the
         layer), a rank that differs from the configuration, and damaged files.
     """
-    found = check_path(path, name)
+    found = find_adapter_folder(check_path(path, name))
     if found.is_file():
         return _read_deep_file(found)
     if not found.is_dir():

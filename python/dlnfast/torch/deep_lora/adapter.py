@@ -16,6 +16,7 @@ from torch import nn
 from ..._config.finetuning import INITS
 from ..._support.arrays import check_choice, check_count, check_scale, random_generator
 from ..._support.errors import ShapeError
+from ..._support.text import format_count
 from .._gradients import Loss, find_leading_gradients
 from .._truncation import Truncation, TruncationRule
 from ..layers import LayerChoice
@@ -214,9 +215,9 @@ class DeepLoRA:
             if ranks
             else "removed"
         )
+        count = format_count(len(self._branches), "layer", "layers")
         return (
-            f"DeepLoRA({self.name!r}, {len(self._branches)} layers, {width}, depth {self.depth}, "
-            f"{self.n_parameters} parameters)"
+            f"DeepLoRA({self.name!r}, {count}, {width}, depth {self.depth}, {self.n_parameters} parameters)"
         )
 
     # --------------------------------------------------------------------------------------- parameters
@@ -259,6 +260,8 @@ class DeepLoRA:
             For the options ``params`` and ``lr``.
         ValueError
             For learning rates that are negative or not finite.
+        RuntimeError
+            If the adapter was removed.
         """
         rate = check_scale(learning_rate, "learning_rate")
         ratio = check_scale(outer, "outer (gamma)")
@@ -266,7 +269,7 @@ class DeepLoRA:
             raise TypeError(f"{key} is set by param_groups; wanted other settings of the optimiser")
         inner: list[nn.Parameter] = []
         frames: list[nn.Parameter] = []
-        for branch in self._branches.values():
+        for branch in self._require_branches().values():
             for key, parameter in branch.named_parameters():
                 (frames if branch.framed and key != "cores" else inner).append(parameter)
         groups: list[dict[str, Any]] = [{"params": inner, "lr": rate, **options}]

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
-from .._names import match_names
+from .._names import match_every_name
 from .._reading import describe_computation, explain_unreadable
 from .._weight_use import WeightUse, find_weight_use
 from ..layers import LayerChoice, WeightMatrix, find_weights
@@ -95,12 +95,7 @@ def find_targets(model: nn.Module, layers: LayerChoice) -> list[Target]:
 def find_named_targets(model: nn.Module, names: Sequence[str]) -> list[Target]:
     """Return the layers of these names, without globs; see `find_targets` for the errors."""
     available = {matrix.name: matrix for matrix in find_weights(model, lambda *_: True, with_unreadable=True)}
-    found = match_names(names, available)
-    for name in names:
-        if name not in found:
-            raise ValueError(
-                f"layers: {name!r} fits none of the model's weight matrices: {', '.join(available)}"
-            )
+    found = match_every_name(names, available, "layers")
     if len(set(found.values())) < len(found):
         raise ValueError(f"layers: {', '.join(map(repr, names))} name one layer twice")
     use = find_weight_use(model)

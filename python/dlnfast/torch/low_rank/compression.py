@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..._support.arrays import check_choice, check_count, check_scale
-from .._names import match_names, strip_wrapper_parts
+from .._names import match_every_name, strip_wrapper_parts
 from .._running import call_model, disable_compilation, find_device, preserve_model
 from .._weight_use import find_weight_use
 from ..layers import PENULTIMATE, LayerChoice, WeightMatrix, find_weights
@@ -285,7 +285,7 @@ class _Request:
         layers: LayerChoice,
     ) -> None:
         if (rank is None) == (tolerance is None):
-            raise ValueError("wanted exactly one of rank and tolerance")
+            raise ValueError(f"rank is {rank} and tolerance is {tolerance}; wanted exactly one of them")
         self.layers = layers
         self.rank: int | None = None
         self.ranks: dict[str, int] = {}
@@ -305,11 +305,13 @@ class _Request:
 
     def choose(self, model: nn.Module) -> list[tuple[WeightMatrix, int | None, bool]]:
         """Return the chosen weights with their ranks, and whether they are chosen by name."""
-        matrices = find_weights(model, self.layers, with_unreadable=True)
         if self.ranks:
-            found = match_names(self.ranks, [matrix.name for matrix in matrices])
-            ranks = {found[name]: rank for name, rank in self.ranks.items() if name in found}
-            return [(matrix, ranks.get(matrix.name), True) for matrix in matrices]
+            everything = find_weights(model, lambda *_: True, with_unreadable=True)
+            known = {name: matrix for matrix in everything for name in (matrix.name, *matrix.aliases)}
+            found = match_every_name(self.ranks, known, "rank")
+            ranks = {known[found[name]]: rank for name, rank in self.ranks.items()}
+            return [(matrix, ranks[matrix], True) for matrix in everything if matrix in ranks]
+        matrices = find_weights(model, self.layers, with_unreadable=True)
         return [(matrix, self.rank, self._is_named(matrix)) for matrix in matrices]
 
     def _is_named(self, matrix: WeightMatrix) -> bool:

@@ -23,7 +23,9 @@ from ..._support.arrays import (
     widths_of,
 )
 from ..._support.errors import ShapeError
+from ..._support.text import format_count
 from .._gradients import Loss, find_leading_gradients
+from .._names import match_every_name
 from .._truncation import Truncation, TruncationRule
 from .._weight_use import find_weight_use
 from ..deep_lora.files import check_factor
@@ -79,7 +81,7 @@ def factorize(
         Model to change in place.
     layers : LayerChoice
         Linear and convolutional layers, chosen as by `weight_matrices`. None: all that get fewer parameters
-        and whose weight no other module reads.
+        and whose weight no other module shares or reads.
     rank : int or mapping of str to int
         Rank r, for all layers or by layer; at most the smaller side of each weight.
     depth : int
@@ -165,7 +167,10 @@ def factorize(
     size = 1.0 if scale is None else check_scale(scale, "scale", strict=True)
     if init not in _OF_GRADIENT and (batches is not None or loss is not None):
         raise ValueError(f'batches and loss are for init="gradient" and "surrogate"; init is {init!r}')
-    chosen = choose_weights(model, layers)
+    chosen = choose_weights(model, layers, skip_shared=True)
+    if isinstance(rank, Mapping):
+        names = match_every_name(rank, [matrix.name for matrix in chosen], "rank")
+        rank = {name: rank[given] for given, name in names.items()}
     if layers is None:
         chosen = _keep_smaller(model, chosen, rank)
     ranks = _ranks_of(chosen, rank)
@@ -227,15 +232,10 @@ class _Watched:
 
 def _ranks_of(chosen: list[WeightMatrix], rank: int | Mapping[str, int]) -> list[int]:
     """Return the rank of each weight, checked."""
-    if isinstance(rank, Mapping):
-        names = {matrix.name for matrix in chosen}
-        if set(rank) != names:
-            difference = ", ".join(map(repr, sorted(set(rank) ^ names)))
-            raise ValueError(
-                f"rank has entries for other layers than the chosen ones: {difference} in one of both"
-            )
     ranks = []
     for matrix in chosen:
+        if isinstance(rank, Mapping) and matrix.name not in rank:
+            raise ValueError(f"rank has no entry for layer {matrix.name!r}, which is among the layers")
         wanted = rank[matrix.name] if isinstance(rank, Mapping) else rank
         name = f"rank of {matrix.name!r}" if isinstance(rank, Mapping) else "rank"
         count, narrow = check_count(wanted, name), min(matrix.shape)
@@ -328,7 +328,8 @@ class Factorization:
             return "Factorization(collapsed)"
         ranks = sorted(set(self.ranks.values()))
         width = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]}..{ranks[-1]}"
-        return f"Factorization({len(self._layers)} layers, {width}, {self.n_parameters} parameters)"
+        count = format_count(len(self._layers), "layer", "layers")
+        return f"Factorization({count}, {width}, {self.n_parameters} parameters)"
 
     @property
     def layer_names(self) -> list[str]:
@@ -424,6 +425,8 @@ class Factorization:
             For the options ``params`` and ``lr``.
         ValueError
             For learning rates that are negative or not finite.
+        RuntimeError
+            If the factorization was collapsed.
         """
         rate = check_scale(learning_rate, "learning_rate")
         ratio = check_scale(outer, "outer (gamma)")
@@ -431,7 +434,7 @@ class Factorization:
         for key in options.keys() & {"params", "lr"}:
             raise TypeError(f"{key} is set by param_groups; wanted other settings of the optimiser")
         rates: dict[int, float] = {}
-        for name in self._layers:
+        for name in self._require_layers():
             factors, product = self._factors(name), self._product(name)
             whole = math.prod(product.shape)
             for number, factor in enumerate(factors):
@@ -474,8 +477,11 @@ class Factorization:
 
         Raises
         ------
+        RuntimeError
+            If the factorization was collapsed.
         ValueError
-            For arguments out of their range, and products that are not finite. Nothing is then changed.
+            For arguments out of their range, products that are not finite, and an optimiser without factors
+            of this model. Nothing is then changed.
 
         Notes
         -----
@@ -486,6 +492,8 @@ class Factorization:
         Truncation by a relative tolerance is the rule of dynamical low-rank training (arXiv 2205.13571).
         """
         rule = TruncationRule.checked(rank, tolerance, "truncate")
+        if optimizer is not None:
+            self._check_optimizer(optimizer)
         for name, layer in self._require_layers().items():
             check_product_is_finite(name, layer)
         found = {name: rule.truncate(*self._pair(name)) for name in self._layers}
@@ -530,11 +538,15 @@ class Factorization:
 
         Raises
         ------
+        RuntimeError
+            If the factorization was collapsed.
         ValueError
-            For arguments out of their range.
+            For arguments out of their range, and an optimiser without factors of this model, such as one
+            that was made before `factorize`.
         """
         interval = check_count(every, "every")
         TruncationRule.checked(rank, tolerance, "truncate_during")
+        self._check_optimizer(optimizer)
         n_steps = 0
         self._history.append((0, self.ranks))
 
@@ -652,6 +664,17 @@ class Factorization:
         return self.model
 
     # ------------------------------------------------------------------------------------------ helpers
+
+    def _check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse an optimiser that trains none of the factors: it was made before them."""
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer is {type(optimizer).__name__}; wanted a torch.optim.Optimizer")
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        self._require_layers()
+        if not any(id(parameter) in trained for parameter in self.parameters()):
+            raise ValueError(
+                "optimizer has none of the factors; wanted one made after factorize, with param_groups"
+            )
 
     def _require_layers(self) -> dict[str, nn.Module]:
         if not self._layers or not all(map(is_product, self._layers.values())):

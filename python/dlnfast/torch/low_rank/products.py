@@ -254,19 +254,26 @@ def list_products(module: nn.Module) -> dict[str, nn.Module]:
     return {name: layer for name, _, layer in named_layers(module) if is_product(layer)}
 
 
-def choose_weights(module: nn.Module, layers: LayerChoice) -> list[WeightMatrix]:
+def choose_weights(
+    module: nn.Module, layers: LayerChoice, *, skip_shared: bool = False
+) -> list[WeightMatrix]:
     """Return the chosen weights, after a check that all of them can become products.
 
-    None chooses those of all linear and convolutional layers.
+    None chooses those of all linear and convolutional layers, with `skip_shared` except shared weights.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module is {type(module).__name__}; wanted a torch.nn.Module")
     chosen = weight_matrices(module, layers)
+    use = find_weight_use(module)
     if layers is None:
-        chosen = [matrix for matrix in chosen if isinstance(matrix.module, PLAIN_LAYERS)]
+        left_out = use.sharing if skip_shared else {}
+        chosen = [
+            matrix
+            for matrix in chosen
+            if isinstance(matrix.module, PLAIN_LAYERS) and id(matrix.module) not in left_out
+        ]
         if not chosen:
             raise ValueError(f"module ({type(module).__name__}) has no linear or convolutional layer")
-    use = find_weight_use(module)
     for matrix in chosen:
         if not isinstance(matrix.module, PLAIN_LAYERS) or matrix.attribute != "weight":
             kind = type(matrix.module).__name__

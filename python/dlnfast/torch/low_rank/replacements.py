@@ -13,6 +13,7 @@ from torch import nn
 
 from .._reading import describe_computation, explain_unreadable
 from .._weight_use import WeightUse
+from .products import is_product
 
 #: Names of the shapes of a convolution's two factors.
 SHAPES: Final = ("kernel-first", "kernel-last", "horizontal-first", "vertical-first")
@@ -217,7 +218,10 @@ def find_obstacle(module: nn.Module, attribute: str, use: WeightUse, model: nn.M
             "layer; wanted an attention of Linear layers",
         )
     if (computation := describe_computation(module, attribute)) is not None:
-        return Obstacle(ValueError, f"has a weight that is computed by {computation}; wanted a parameter")
+        remedy = ", as it is after collapse" if is_product(module) else ""
+        return Obstacle(
+            ValueError, f"has a weight that is computed by {computation}; wanted a parameter{remedy}"
+        )
     if (reason := explain_unreadable(module, attribute)) is not None:
         return Obstacle(TypeError, f"has a weight that {reason}; wanted real floating-point numbers")
     if (obstacle := _find_unsuitable_kind(module, attribute)) is not None:
