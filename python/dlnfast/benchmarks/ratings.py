@@ -19,6 +19,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -93,21 +94,23 @@ def large(options: Options) -> dict[str, Any]:
     if importlib.util.find_spec("cmfrec") is None:
         print("cmfrec is not installed")
     else:
-        for penalty in (2.0, 6.0, 14.0):
-            run(
-                f"cmfrec, rank {rank}, penalty {penalty:g}",
-                lambda penalty=penalty: _fit_cmfrec(known, {"k": rank, "lambda_": penalty}, None)[0],
-            )
+        for penalty in (2.0, 6.0, 14.0, 30.0):
+            settings = {"k": rank, "lambda_": penalty}
+            run(f"cmfrec, rank {rank}, penalty {penalty:g}", partial(_fit_alone, known, settings))
     done = record.run_program(
         _LARGE, *((2000, 500, 50_000) if options.quick else (70_000, 10_000, 10_000_000))
     )
     done.check_returncode()
     memory: dict[str, Any] = json.loads(done.stdout)
     print(
-        f"{memory['n']} ratings: {memory['seconds']:.0f} s, peak memory {memory['peak_bytes'] / 1e9:.2f} GB, of which "
-        f"Python and the ratings as an array of pairs and one of values {memory['data_bytes'] / 1e9:.2f} GB"
+        f"{memory['n']} ratings: {memory['seconds']:.0f} s, peak memory {memory['peak_bytes'] / 1e9:.2f} GB, "
+        f"of which Python and the ratings in NumPy arrays {memory['data_bytes'] / 1e9:.2f} GB"
     )
     return {"case": "ratings-large", "shape": list(shape), "rows": rows, "memory": memory}
+
+
+def _fit_alone(entries: Entries, settings: _Settings) -> _Predict:
+    return _fit_cmfrec(entries, settings, None)[0]
 
 
 #: A fit in a process of its own, for its peak memory.
