@@ -25,7 +25,7 @@ _DEFAULT_WIDTH: Final = 32
 
 @dataclass(frozen=True)
 class LayerOptions:
-    """Initial layers and learning rates of a `MatrixCompletion`.
+    """Initial layers and learning rates of a `MatrixCompletion` with method "gradient", and the precision.
 
     Parameters
     ----------
@@ -71,7 +71,8 @@ class BiasOptions:
         no levels of their own.
     penalty : float or (float, float)
         Ridge penalty of the biases, or one for rows and one for columns: the bias of a row with n entries is
-        ``n / (n + penalty)`` times its mean residual.
+        ``n / (n + penalty)`` times its mean residual. Method "variational" starts from it, and learns the
+        penalties.
     """
 
     kind: str | None = "auto"
@@ -85,15 +86,17 @@ class StoppingOptions:
     Parameters
     ----------
     validation_fraction : float
-        Share of the entries held out to choose the decay and the number of steps, in [0, 1). 0: all `steps`
-        are taken, and `weight_decay` must be a number. Fewer than 10 entries held out decide nothing: all
-        steps are then taken, and "auto" means 0.
+        Share of the entries held out to choose the settings and the number of updates, in [0, 1). 0: all
+        `steps` are taken, "gradient" needs a number for `weight_decay`, and "variational" takes rank 8 and
+        equal noise. Fewer than 10 entries held out decide nothing: all steps are then taken, and "auto"
+        means 0.
     patience : int
-        Number of records without a gain that ends a run on held-out entries.
+        Number of records without a gain that ends a run of "gradient" on held-out entries.
     record_every : int
-        Number of steps between records, in which the number of steps is chosen.
+        Number of steps between records of "gradient", in which the number of steps is chosen.
     tolerance : float
-        A run stops where the mean square of the residuals is at most this share of its initial value.
+        A run of "gradient" stops where the mean square of the residuals is at most this share of its
+        initial value.
     budget : float, optional
         Seconds after which no further settings are tried. Default: no limit.
     """
@@ -116,10 +119,11 @@ class EntryOptions:
     duplicates : {"error", "mean"}
         Treatment of an index pair that occurs twice.
     weighting : (float, float)
-        (p, q): while the layers learn, an entry counts ``n_i^-p m_j^-q`` times, for a row with n_i and a
-        column with m_j known entries. p > 0 limits the influence of rows with many ratings; q < 0 raises that
-        of columns with many. The default suits users in rows and items in columns (about 0.003 in RMSE on
-        MovieLens); (0, 0) weighs all entries alike. Without differences in the counts it has no effect.
+        (p, q): while the layers of "gradient" learn, an entry counts ``n_i^-p m_j^-q`` times, for a row
+        with n_i and a column with m_j known entries. p > 0 limits the influence of rows with many ratings;
+        q < 0 raises that of columns with many. The default suits users in rows and items in columns (about
+        0.003 in RMSE on MovieLens); (0, 0) weighs all entries alike. Without differences in the counts it
+        has no effect.
     clip : (float, float), "range" or None
         Bounds of the predictions; "range": those of the ratings.
     """
