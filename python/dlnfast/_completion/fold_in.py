@@ -19,8 +19,10 @@ new ones are added without the old ones.
 
 from __future__ import annotations
 
+import math
+import zlib
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,14 +32,17 @@ from .._support.dispatch import core
 from .entries import Entries, Positions
 from .variational import Posterior, Side, pack_means, padded_length, unpack_means, unpack_moment
 
-#: Smallest variance in a prior, relative to the mean of the variances.
+#: Smallest variance in a prior, relative to the mean of the variances, and smallest eigenvalue of its
+#: correlations.
 _LEAST_VARIANCE: Final = 1e-10
-#: Variance of a bias that is held at zero, and of the noise, relative to that of the entries.
+#: Smallest variance of a bias and of the noise, relative to that of the entries.
 _NOTHING: Final = 1e-12
 #: Smallest mean square of the entries: its square and its inverse are finite.
 _LEAST_TOTAL: Final = 1e-100
 #: Passes over rows and columns that have both changed.
 _PASSES: Final = 2
+
+_PACKED: Final = ("counts", "noise_precisions")
 
 Means = tuple[FloatArray, FloatArray]
 
@@ -65,6 +70,16 @@ class FactorPrior:
     second_moment: FloatArray
     counts: npt.NDArray[np.float32]
     noise_precisions: npt.NDArray[np.float32]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields, with the vectors compressed: small integers, and often only ones."""
+        packed = {name: zlib.compress(getattr(self, name).tobytes()) for name in _PACKED}
+        return self.__dict__ | packed
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the fields."""
+        packed = {name: np.frombuffer(zlib.decompress(state[name]), np.float32) for name in _PACKED}
+        self.__dict__.update(state | packed)
 
     def resize(self, n_rows: int) -> FactorPrior:
         """Return the prior with the first rows, or with further ones of which nothing is known."""
@@ -288,8 +303,10 @@ def _estimate_side(
     seen = means[counts > 0]
     mean = seen.mean(axis=0)
     covariance = (seen - mean).T @ (seen - mean) / len(seen)
-    own_variances = np.diagonal(covariance)
-    floor = _LEAST_VARIANCE * float(np.mean(own_variances)) + _NOTHING * total
+    # Factors have the unit of the square root of the entries, biases that of the entries.
+    variances = np.diagonal(covariance)
+    floor = np.full(len(mean), _LEAST_VARIANCE * float(np.mean(variances[:-1])) + _NOTHING * math.sqrt(total))
+    floor[-1] = _LEAST_VARIANCE * variances[-1] + _NOTHING * total
     covariance[np.diag_indices(len(mean))] += floor
     if not has_bias:
         covariance[-1] = covariance[:, -1] = mean[-1] = 0.0
@@ -300,8 +317,7 @@ def _estimate_side(
 
 def _invert(covariance: FloatArray) -> FloatArray:
     """Return the inverse of a covariance whose variances may differ by many orders of magnitude."""
-    own = np.diagonal(covariance)
-    scale = np.sqrt(np.maximum(own, _LEAST_VARIANCE * float(np.mean(own))))
+    scale = np.sqrt(np.maximum(np.diagonal(covariance), _LEAST_TOTAL))
     correlation = covariance / np.outer(scale, scale)
     correlation[np.diag_indices(len(scale))] += _LEAST_VARIANCE
     inverse = np.linalg.inv((correlation + correlation.T) / 2) / np.outer(scale, scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
@@ -272,13 +273,13 @@ def _read_whole(X: Any, form: str, sample_weight: Any) -> Reading:
             if X.width
             else X.to_numpy()
         )
-    positions = read_matrix(X, may_be_pairs=form == "wide" or any(each is not None for each in ids))
+    positions = read_matrix(X, may_be_pairs=form == "wide" or ids[0] is not None)
     axes = []
     for at, size, labels, word in zip(positions[:2], positions[3], ids, _AXES, strict=True):
         if labels is None:
             axes.append(Axis(np.array(at, np.int64), size, None, is_whole=True))
         else:
-            named = _axis_of_ids(labels, word)
+            named = _axis_of_ids(labels, word, is_sorted=False)
             axes.append(named._replace(positions=named.positions[at], is_whole=True))
     values = np.array(positions[2])
     return Reading(axes[0], axes[1], values, _read_weights(sample_weight, values.size))
@@ -397,8 +398,11 @@ def _read_axis(column: Any, word: str, title: str) -> Axis:
     return _axis_of_ids(items, word)
 
 
-def _axis_of_ids(items: npt.NDArray[Any], word: str) -> Axis:
-    """Return ids numbered in the order in which they first occur."""
+def _axis_of_ids(items: npt.NDArray[Any], word: str, is_sorted: bool = True) -> Axis:
+    """Return distinct ids, sorted where they can be compared, otherwise in the order in which they occur.
+
+    The order of the entries then does not change the fit.
+    """
     codes: dict[Hashable, int] = {}
     positions = np.empty(len(items), np.int64)
     for i, each in enumerate(items.tolist()):
@@ -410,7 +414,13 @@ def _axis_of_ids(items: npt.NDArray[Any], word: str) -> Axis:
             raise TypeError(
                 f"X has {each!r} of type {type(each).__name__} as id of {word} at {i}; wanted a hashable one"
             ) from None
-    return Axis(positions, len(codes), _objects(list(codes)))
+    ids = list(codes)
+    if is_sorted:
+        with suppress(TypeError):
+            order = sorted(range(len(ids)), key=lambda i: cast(Any, ids[i]))
+            ids = [ids[i] for i in order]
+            positions = np.argsort(order)[positions]
+    return Axis(positions, len(ids), _objects(ids))
 
 
 def _no_id(word: str, at: int) -> ValueError:
