@@ -130,6 +130,17 @@ def test_a_missing_id_is_an_error_that_names_the_entry(missing):
             TypeError,
             "X has {} of type dict as id of columns at 0; wanted a hash",
         ),
+        (
+            _pairs(("a", 0.5), ("b", 1)),
+            TypeError,
+            r"X \(second column\) has 0.5 of type float; wanted integers",
+        ),
+        (
+            _pairs(("a", 1), (Fraction(1, 2), 1)),
+            TypeError,
+            r"X \(first column\) has Fraction\(1, 2\) of type",
+        ),
+        (_pairs(("a", True), ("b", False)), TypeError, "has True of type bool; wanted integers, or ids"),
         (_pairs(("a", 0.5), ("b", 1))[:, :1], dln.ShapeError, r"X has shape \(2, 1\)"),
         (_pairs(("a", 0), ("b", -1)), ValueError, r"X \(second column\) is -1 at 1; wanted indices from 0"),
         (_pairs(("a", "x"), ("a", "x")), ValueError, r"X has \('a', 'x'\) twice, rated 1 and 2"),
@@ -239,6 +250,12 @@ def test_tables_of_polars(polars, named):
     gap = table.with_columns(polars.Series("user", [None, *NAMES[1:, 0].tolist()]))
     with pytest.raises(ValueError, match="X has no id of rows at 0"):
         make().fit(gap)
+    dense = np.full(WHOLE.shape, np.nan)
+    dense[tuple(PAIRS.T)] = RATINGS
+    columns = {f"v{j}": [None if np.isnan(x) else x for x in dense[:, j]] for j in range(60)}
+    wide = make().fit(polars.DataFrame(columns))
+    assert (wide.row_ids_, wide.column_ids_.tolist()) == (None, list(columns))
+    np.testing.assert_array_equal(wide.predict(), named.predict())
     numbers = polars.DataFrame(PAIRS, schema=["user", "item"])
     np.testing.assert_array_equal(
         make().fit(numbers, RATINGS).predict(), make().fit(PAIRS, RATINGS).predict()
@@ -906,10 +923,3 @@ def test_read_only_input_is_accepted_and_left_alone(model):
         array.setflags(write=False)
     found = make().fit(pairs, ratings, weights).partial_fit(shift(pairs[:3], 90), ratings[:3])
     assert found.shape_ == (91, 60)
-
-
-def test_exact_numbers_are_ids_too():
-    found = make(rank=1).fit(
-        _pairs((Fraction(1, 2), "a"), (Fraction(1, 2), "b"), (b"x", "a")), [1.0, 2.0, 3.0]
-    )
-    assert found.row_ids_.tolist() == [Fraction(1, 2), b"x"]

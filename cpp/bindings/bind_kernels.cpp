@@ -94,7 +94,8 @@ void bind_kernels(py::module_& m) {
   define(m, "masked_residual", "observed, m, error, n_threads",
          "||E||^2 for error = E = Omega * (m - Phi).", residual<float>, residual<double>);
   define(m, "row_posteriors",
-         "entries, others, weights, entry_weights, precisions, prior, uncertain, moments, errors, n_threads",
+         "entries, others, weights, entry_weights, precisions, prior, uncertain, moments, errors, "
+         "n_threads",
          "Posterior moments of one factor of a partly known matrix, given those of the other.",
          posteriors<float>, posteriors<double>);
   define(m, "measured_residual", "measurements, m, error, n_threads",

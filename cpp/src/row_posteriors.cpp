@@ -44,8 +44,8 @@ struct Layout {
 // What the entries of one row add up to, before the precision of the row.
 template <class T>
 struct RowSums {
-  T* moments;  // sum of weight E[(g, 1, b) (g, 1, b)^T], packed
-  T* targets;  // sum of weight value E[h]
+  T* moments;                           // sum of weight E[(g, 1, b) (g, 1, b)^T], packed
+  T* targets;                           // sum of weight value E[h]
   double squares = 0.0, crossed = 0.0;  // sums of weight value^2 and weight value E[b]
 };
 
@@ -194,8 +194,8 @@ class Posteriors {
  public:
   Posteriors(const SparseRows<T>& entries, const MatrixRef<const T>& others,
              const ArrayRef<const T, 1>& weights, const T* entry_weights,
-             const ArrayRef<const T, 1>& precisions, const RowPrior<T>& prior, bool uncertain, const MatrixRef<T>& moments,
-             const ArrayRef<double, 1>& errors)
+             const ArrayRef<const T, 1>& precisions, const RowPrior<T>& prior, bool uncertain,
+             const MatrixRef<T>& moments, const ArrayRef<double, 1>& errors)
       : entries_(entries),
         others_(others),
         weights_(weights.data),
@@ -307,8 +307,8 @@ template <class T>
 void row_posteriors(const SparseRows<T>& entries, MatrixRef<const T> others,
                     ArrayRef<const T, 1> weights,
                     const std::optional<ArrayRef<const T, 1>>& entry_weights,
-                    ArrayRef<const T, 1> precisions, const RowPrior<T>& prior, bool uncertain, MatrixRef<T> moments,
-                    ArrayRef<double, 1> errors, const Context& context) {
+                    ArrayRef<const T, 1> precisions, const RowPrior<T>& prior, bool uncertain,
+                    MatrixRef<T> moments, ArrayRef<double, 1> errors, const Context& context) {
   const Index d = prior.precision.rows, m = entries.rows;
   require_shape(prior.precision, d, d, "prior[0]");
   if (d < 1) throw ShapeError("prior[0] is empty");
@@ -331,8 +331,9 @@ void row_posteriors(const SparseRows<T>& entries, MatrixRef<const T> others,
   Workspace& workspace = context.workspace != nullptr ? *context.workspace : own;
   const Index each = Scratch<T>::count(layout, length);
   T* const memory = workspace.reserve<T>(each * team);
-  const Posteriors<T> posteriors(entries, others, weights, entry_weights ? entry_weights->data : nullptr,
-                                 precisions, prior, uncertain, moments, errors);
+  const Posteriors<T> posteriors(entries, others, weights,
+                                 entry_weights ? entry_weights->data : nullptr, precisions, prior,
+                                 uncertain, moments, errors);
   const Index n_chunks = count_chunks(entries);
   for (Index begin = 0; begin < n_chunks; begin += chunks_per_poll) {
     context.poll();

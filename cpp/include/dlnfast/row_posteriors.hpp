@@ -34,17 +34,16 @@ struct RowPrior {
 };
 
 // Writes the moments of all rows, and for each the expected sum of squared errors of its entries, every one
-// times its own weight and that of its column. `others` has the moments of the columns, `weights` their weights
-// and `entry_weights` those of the entries; without these all are 1. With `uncertain` = false covariances are
-// left out of the moments.
+// times its own weight and that of its column. `others` has the moments of the columns, `weights` their
+// weights, and `entry_weights` those of the entries; without these all are 1. With `uncertain` = false
+// covariances are left out of the moments.
 //
 // Per entry: 2 count_moments(k) flops, and as many numbers read. Per row: about (k + 1)^3 flops.
 template <class T>
 void row_posteriors(const SparseRows<T>& entries, MatrixRef<const T> others,
                     ArrayRef<const T, 1> weights,
                     const std::optional<ArrayRef<const T, 1>>& entry_weights,
-                    ArrayRef<const T, 1> precisions,
-                    const RowPrior<T>& prior, bool uncertain, MatrixRef<T> moments,
-                    ArrayRef<double, 1> errors, const Context& context);
+                    ArrayRef<const T, 1> precisions, const RowPrior<T>& prior, bool uncertain,
+                    MatrixRef<T> moments, ArrayRef<double, 1> errors, const Context& context);
 
 }  // namespace dlnfast

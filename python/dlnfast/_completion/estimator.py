@@ -155,10 +155,10 @@ class MatrixCompletion:
         Number of updates that led to the factors. 0 where the layers gained nothing on held-out entries: the
         factors are then zero.
     trajectories_ : list of Trajectory
-        With ``layers.keep_trajectories`` and "gradient": the run with decay, and its continuation without
-        decay, if any, on standardised residuals.
+        Run of "gradient" with decay, and its continuation without decay, if any, on standardised residuals.
+        Empty without ``layers.keep_trajectories``.
     validation_ : list of (dict, int, float)
-        For each run on held-out entries what was tried, the best number of updates and the RMSE there.
+        Runs on held-out entries: the settings tried, the best number of updates and the RMSE there.
     interrupted_ : str or None
         None after a complete fit. After Ctrl-C what the attributes hold: "mean" of the entries; "biases";
         "search": the best factors so far of the entries that are not held out; "last run": factors of all

@@ -3,15 +3,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
+from numbers import Number
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from .._support.arrays import as_array, as_vector, check_choice, is_sparse, read_array, read_known_values
+from .._support.arrays import (
+    as_array,
+    as_vector,
+    check_choice,
+    is_of,
+    is_sparse,
+    read_array,
+    read_known_values,
+)
 from .._support.errors import ShapeError
 from .entries import Entries, Positions, Vector, check_shape, read_indices, read_matrix, read_pairs
 
@@ -263,26 +271,21 @@ def _read_values(rows: Axis, columns: Axis, y: Any, name: str, sample_weight: An
 
 def _read_whole(X: Any, form: str, sample_weight: Any) -> Reading:
     ids: tuple[Any, Any] = (None, None)
-    if _is_of(X, "pandas", "DataFrame"):
+    if is_of(X, "pandas", "DataFrame"):
         ids = _labels(X.index), _labels(X.columns)
         X = X.set_axis(range(X.shape[0]), axis=0).set_axis(range(X.shape[1]), axis=1)
-    elif _is_of(X, "polars", "DataFrame"):
+    elif is_of(X, "polars", "DataFrame"):
         ids = None, np.array(X.columns, object)
-        X = (
-            np.column_stack([_plain_column(column) for column in X.get_columns()])
-            if X.width
-            else X.to_numpy()
-        )
-    positions = read_matrix(X, may_be_pairs=form == "wide" or ids[0] is not None)
+        X = np.ma.column_stack([_plain_column(each) for each in X.get_columns()]) if X.width else X.to_numpy()
+    *positions, values, shape = read_matrix(X, may_be_pairs=form == "wide" or ids[0] is not None)
     axes = []
-    for at, size, labels, word in zip(positions[:2], positions[3], ids, _AXES, strict=True):
+    for at, size, labels, word in zip(positions, shape, ids, _AXES, strict=True):
         if labels is None:
             axes.append(Axis(np.array(at, np.int64), size, None, is_whole=True))
         else:
             named = _axis_of_ids(labels, word, is_sorted=False)
             axes.append(named._replace(positions=named.positions[at], is_whole=True))
-    values = np.array(positions[2])
-    return Reading(axes[0], axes[1], values, _read_weights(sample_weight, values.size))
+    return Reading(axes[0], axes[1], np.array(values), _read_weights(sample_weight, values.size))
 
 
 def _read_weights(sample_weight: Any, count: int) -> Vector | None:
@@ -314,25 +317,17 @@ def _has_ids(column: Any) -> bool:
 # ----------------------------------------------------------------------------------------------- columns
 
 
-def _is_of(x: object, module: str, name: str) -> bool:
-    """Return whether `x` is an instance of a class of a package, without importing the package."""
-    kind = getattr(sys.modules.get(module), name, None)
-    return kind is not None and isinstance(x, kind)
-
-
 def _is_table(X: object) -> bool:
-    return _is_of(X, "pandas", "DataFrame") or _is_of(X, "polars", "DataFrame")
+    return is_of(X, "pandas", "DataFrame") or is_of(X, "polars", "DataFrame")
 
 
 def _plain_column(x: Any) -> Any:
-    """Return a column of polars as an array, with NaN where it has nulls; anything else as it is."""
-    if not _is_of(x, "polars", "Series"):
+    """Return a column of polars as an array, masked where it has nulls; anything else as it is."""
+    if not is_of(x, "polars", "Series"):
         return x
-    return (
-        np.ma.masked_array(x.fill_null(0).to_numpy(), x.is_null().to_numpy())
-        if x.null_count()
-        else x.to_numpy()
-    )
+    if not x.null_count():
+        return x.to_numpy()
+    return np.ma.masked_array(x.fill_null(0).to_numpy(), x.is_null().to_numpy())
 
 
 def _split_columns(X: Any, count: int) -> list[Any]:
@@ -373,10 +368,10 @@ def _axis_of_positions(positions: Positions) -> Axis:
 def _read_axis(column: Any, word: str, title: str) -> Axis:
     """Read one column of ids or positions; `title` names it in messages."""
     is_category = str(getattr(column, "dtype", "")).lower().startswith(("categor", "enum"))
-    if _is_of(column, "polars", "Series"):
+    if is_of(column, "polars", "Series"):
         numeric = column.dtype.is_numeric() and column.null_count() == 0
         values = column.to_numpy() if numeric else _objects(column.to_list())
-    elif _is_of(column, "pandas", "Series") or _is_of(column, "pandas", "Index"):
+    elif is_of(column, "pandas", "Series") or is_of(column, "pandas", "Index"):
         gaps = np.asarray(column.isna())
         if gaps.any():
             raise _no_id(word, int(np.argmax(gaps)))
@@ -395,6 +390,9 @@ def _read_axis(column: Any, word: str, title: str) -> Axis:
     items = values.astype(object) if values.dtype.kind != "O" else values
     if not is_category and len(items) > 0 and all(_is_integer(each) for each in items.tolist()):
         return _axis_of_positions(read_indices(np.array(items.tolist()), title))
+    for each in items.tolist():
+        if isinstance(each, (Number, bool, np.bool_)) and not _is_integer(each) and not _is_missing(each):
+            raise TypeError(f"{title} has {each!r} of type {type(each).__name__}; wanted integers, or ids")
     return _axis_of_ids(items, word)
 
 
@@ -460,10 +458,7 @@ def _labels(index: Any) -> npt.NDArray[Any] | None:
     return _objects(index.tolist())
 
 
-Describe = Callable[[int, int], str]
-
-
-def describe_pairs(rows: Ids | None, columns: Ids | None) -> Describe:
+def describe_pairs(rows: Ids | None, columns: Ids | None) -> Callable[[int, int], str]:
     """Return a function that names the pair at two positions."""
 
     def describe(i: int, j: int) -> str:
