@@ -133,7 +133,7 @@ class Axis(NamedTuple):
         named = self
         if known is not None and self.ids is None:
             self.place(known, word)  # raises for integers instead of strings
-            named = _axis_of_ids(self.positions.astype(object), word)
+            named = _axis_of_ids(self.positions.tolist(), word)
         ids = known if known is None or named.ids is None else known.extend(named.ids)
         positions = named.place(ids, word)
         if are_new and positions.size > 0 and positions.min() < n_known:
@@ -283,7 +283,7 @@ def _read_whole(X: Any, form: str, sample_weight: Any) -> Reading:
         if labels is None:
             axes.append(Axis(np.array(at, np.int64), size, None, is_whole=True))
         else:
-            named = _axis_of_ids(labels, word, is_sorted=False)
+            named = _axis_of_ids(labels.tolist(), word, is_sorted=False)
             axes.append(named._replace(positions=named.positions[at], is_whole=True))
     return Reading(axes[0], axes[1], np.array(values), _read_weights(sample_weight, values.size))
 
@@ -375,7 +375,9 @@ def _read_axis(column: Any, word: str, title: str) -> Axis:
         gaps = np.asarray(column.isna())
         if gaps.any():
             raise _no_id(word, int(np.argmax(gaps)))
-        values = np.asarray(column, object) if is_category else as_array(column, title)
+        if is_category:
+            return _axis_of_categories(column, word)
+        values = as_array(column, title)
     elif isinstance(column, (list, tuple)):
         values = as_array(column, title)
         values = _objects(column) if values.dtype.kind in "USO" or values.ndim != 1 else values
@@ -387,37 +389,47 @@ def _read_axis(column: Any, word: str, title: str) -> Axis:
         raise _no_id(word, int(np.argmax(np.isnan(values))))
     if values.dtype.kind in "iufbc" and not is_category:
         return _axis_of_positions(read_indices(values, title))
-    items = values.astype(object) if values.dtype.kind != "O" else values
-    if not is_category and len(items) > 0 and all(_is_integer(each) for each in items.tolist()):
-        return _axis_of_positions(read_indices(np.array(items.tolist()), title))
-    for each in items.tolist():
-        if isinstance(each, (Number, bool, np.bool_)) and not _is_integer(each) and not _is_missing(each):
-            raise TypeError(f"{title} has {each!r} of type {type(each).__name__}; wanted integers, or ids")
+    items = values.tolist() if values.dtype.kind == "O" else values.astype(object).tolist()
+    kinds = set(map(type, items))
+    if kinds and not is_category and all(map(_is_integer_type, kinds)):
+        return _axis_of_positions(read_indices(np.array(items), title))
+    if any(issubclass(kind, (Number, np.bool_)) and not _is_integer_type(kind) for kind in kinds):
+        for each in items:
+            if isinstance(each, (Number, np.bool_)) and not _is_integer_type(type(each)) and each == each:
+                raise TypeError(
+                    f"{title} has {each!r} of type {type(each).__name__}; wanted integers, or ids"
+                )
     return _axis_of_ids(items, word)
 
 
-def _axis_of_ids(items: npt.NDArray[Any], word: str, is_sorted: bool = True) -> Axis:
+def _axis_of_categories(column: Any, word: str) -> Axis:
+    """Return the axis of a pandas column by its codes, without a Python object for each entry."""
+    categorical = getattr(column, "cat", column)
+    used, codes = np.unique(np.asarray(categorical.codes), return_inverse=True)
+    axis = _axis_of_ids(categorical.categories[used].tolist(), word)
+    return axis._replace(positions=axis.positions[codes])
+
+
+def _axis_of_ids(items: list[Any], word: str, is_sorted: bool = True) -> Axis:
     """Return distinct ids, sorted where they can be compared, otherwise in the order in which they occur.
 
     The order of the entries then does not change the fit.
     """
-    codes: dict[Hashable, int] = {}
-    positions = np.empty(len(items), np.int64)
-    for i, each in enumerate(items.tolist()):
-        if _is_missing(each):
-            raise _no_id(word, i)
-        try:
-            positions[i] = codes.setdefault(each, len(codes))
-        except TypeError:
-            raise TypeError(
-                f"X has {each!r} of type {type(each).__name__} as id of {word} at {i}; wanted a hashable one"
-            ) from None
-    ids = list(codes)
+    try:
+        ids = list(dict.fromkeys(items))
+    except TypeError:
+        at = next(i for i, each in enumerate(items) if not _is_hashable(each))
+        raise TypeError(
+            f"X has {items[at]!r} of type {type(items[at]).__name__} as id of {word} at {at}; wanted a "
+            "hashable one"
+        ) from None
+    if any(map(_is_missing, ids)):
+        raise _no_id(word, next(i for i, each in enumerate(items) if _is_missing(each)))
     if is_sorted:
         with suppress(TypeError):
-            order = sorted(range(len(ids)), key=lambda i: cast(Any, ids[i]))
-            ids = [ids[i] for i in order]
-            positions = np.argsort(order)[positions]
+            ids = sorted(ids)
+    numbers = {each: i for i, each in enumerate(ids)}
+    positions = np.fromiter(map(numbers.__getitem__, items), np.int64, len(items))
     return Axis(positions, len(ids), _objects(ids))
 
 
@@ -431,8 +443,16 @@ def _is_missing(value: object) -> bool:
     return isinstance(value, (float, np.floating, np.datetime64)) and bool(value != value)
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+def _is_integer_type(kind: type) -> bool:
+    return issubclass(kind, (int, np.integer)) and not issubclass(kind, bool)
+
+
+def _is_hashable(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _objects(items: Sequence[Any]) -> npt.NDArray[Any]:
@@ -445,7 +465,7 @@ def _objects(items: Sequence[Any]) -> npt.NDArray[Any]:
 def _simplify(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return ids as int64 if all are integers that fit."""
     items = values.tolist()
-    if items and all(_is_integer(each) and abs(each) < 2**63 for each in items):
+    if items and all(_is_integer_type(type(each)) and abs(each) < 2**63 for each in items):
         return np.array(items, np.int64)
     return values
 
