@@ -633,7 +633,7 @@ def test_ctrl_c_between_sweeps_keeps_the_best_factors(at, monkeypatch):
     assert (model.n_steps_ > 0) == (at > 1) == model.row_factors_.any()
     biases = fit_biases(Entries(*pairs.T, ratings, whole.shape), "both", (3.0, 3.0))
     alone = np.sqrt(np.mean((biases.at(*pairs.T) - ratings) ** 2))
-    assert model.rmse(pairs, ratings) <= (alone * (1 + 1e-12) if at == 1 else 0.6 * alone)
+    assert model.rmse(pairs, ratings) <= (alone * (1 + 1e-5) if at == 1 else 0.6 * alone)
 
 
 # ------------------------------------------------------------------------------------------ scikit-learn

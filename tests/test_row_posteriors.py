@@ -25,7 +25,7 @@ def pack(moments):
     return packed
 
 
-def draw_case(rng, m, n, rank, dtype, density=0.5):
+def draw_case(rng, m, n, rank, dtype, density=0.5, weighted=False):
     """Return the arguments up to `uncertain`, as NumPy arrays of this precision, and the mask."""
     mask = rng.random((m, n)) < density
     values = rng.standard_normal((m, n))
@@ -41,7 +41,8 @@ def draw_case(rng, m, n, rank, dtype, density=0.5):
     entries = start, index, values[mask].astype(dtype)
     weights, precisions = rng.uniform(0.5, 2.0, n).astype(dtype), rng.uniform(0.5, 2.0, m).astype(dtype)
     shifts = rng.standard_normal((m, rank + 1)).astype(dtype)
-    return entries, pack(moments).astype(dtype), weights, precisions, (prior.astype(dtype), shifts)
+    own = rng.uniform(0.2, 3.0, len(index)).astype(dtype) if weighted else None
+    return entries, pack(moments).astype(dtype), weights, own, precisions, (prior.astype(dtype), shifts)
 
 
 def unpack(packed, rank):
@@ -53,7 +54,7 @@ def unpack(packed, rank):
     return whole
 
 
-def reference(entries, others, weights, precisions, prior, uncertain):
+def reference(entries, others, weights, entry_weights, precisions, prior, uncertain):
     """Return the moments (m, K, K) and the expected errors, in float64 and with plain loops over rows."""
     start, index, values = entries
     precision, shifts = (np.asarray(x, F64) for x in prior)
@@ -63,6 +64,8 @@ def reference(entries, others, weights, precisions, prior, uncertain):
     for i in range(len(errors)):
         columns, known = index[start[i] : start[i + 1]], values[start[i] : start[i + 1]].astype(F64)
         weight = weights[columns].astype(F64)
+        if entry_weights is not None:
+            weight *= entry_weights[start[i] : start[i + 1]]
         # h = (g, 1), and b is the last entry.
         gram = np.einsum("n,nab->ab", weight, moments[columns, :d, :d])
         target = np.einsum("n,na->a", weight * known, moments[columns, d - 1, :d])
@@ -88,10 +91,13 @@ def reference(entries, others, weights, precisions, prior, uncertain):
     dtype=st.sampled_from([np.float32, F64]),
     threads=st.sampled_from([1, 2, 7]),
     uncertain=st.booleans(),
+    weighted=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_posteriors_equal_those_of_plain_loops(core, m, n, rank, density, dtype, threads, uncertain, seed):
-    case = draw_case(np.random.default_rng(seed), m, n, rank, dtype, density)
+def test_posteriors_equal_those_of_plain_loops(
+    core, m, n, rank, density, dtype, threads, uncertain, weighted, seed
+):
+    case = draw_case(np.random.default_rng(seed), m, n, rank, dtype, density, weighted)
     moments, errors = np.full((m, padded(rank)), np.nan, dtype), np.full(m, np.nan)
     core.row_posteriors(*case, uncertain, moments, errors, threads)
     wanted, wanted_errors = reference(*case, uncertain)
@@ -125,7 +131,7 @@ def test_without_covariances_a_row_is_a_ridge_regression(core):
     moments, errors = np.zeros((m, padded(rank))), np.zeros(m)
     others = pack(vectors[:, :, np.newaxis] * vectors[:, np.newaxis])
     prior = penalty * np.eye(rank + 1), np.zeros((m, rank + 1))
-    core.row_posteriors(entries, others, np.ones(n), np.ones(m), prior, False, moments, errors)
+    core.row_posteriors(entries, others, np.ones(n), None, np.ones(m), prior, False, moments, errors)
     design = vectors[:, : rank + 1]
     solved = np.linalg.solve(design.T @ design + penalty * np.eye(rank + 1), design.T @ values.T).T
     found = unpack(moments, rank)
@@ -143,7 +149,7 @@ def test_a_row_without_entries_has_its_prior(core):
     moments, errors = np.zeros((1, padded(rank))), np.ones(1)
     prior = precision, mean @ precision
     core.row_posteriors(
-        entries, np.zeros((4, padded(2))), np.ones(4), np.ones(1), prior, True, moments, errors
+        entries, np.zeros((4, padded(2))), np.ones(4), None, np.ones(1), prior, True, moments, errors
     )
     found = unpack(moments, rank)[0]
     kept = [0, 1, 3]
@@ -161,7 +167,7 @@ def test_a_singular_system_stays_finite(core):
     moments, errors = np.zeros((1, padded(rank)), np.float32), np.zeros(1)
     prior = tiny, np.zeros((1, 4), np.float32)
     core.row_posteriors(
-        entries, others, np.ones(2, np.float32), np.ones(1, np.float32), prior, False, moments, errors
+        entries, others, np.ones(2, np.float32), None, np.ones(1, np.float32), prior, False, moments, errors
     )
     assert np.isfinite(moments).all()
 
@@ -169,11 +175,12 @@ def test_a_singular_system_stays_finite(core):
 CHANGES = {
     "others": lambda a: a.__setitem__(1, a[1][:, :-1]),
     "weights": lambda a: a.__setitem__(2, a[2][:-1]),
-    "precisions": lambda a: a.__setitem__(3, a[3][:-1]),
-    r"prior\[0\]": lambda a: a.__setitem__(4, (a[4][0][:, :-1], a[4][1])),
-    r"prior\[1\]": lambda a: a.__setitem__(4, (a[4][0], a[4][1][:-1])),
-    "moments": lambda a: a.__setitem__(6, a[6][:-1]),
-    "errors": lambda a: a.__setitem__(7, a[7][:-1]),
+    "entry_weights": lambda a: a.__setitem__(3, np.ones(3)),
+    "precisions": lambda a: a.__setitem__(4, a[4][:-1]),
+    r"prior\[0\]": lambda a: a.__setitem__(5, (a[5][0][:, :-1], a[5][1])),
+    r"prior\[1\]": lambda a: a.__setitem__(5, (a[5][0], a[5][1][:-1])),
+    "moments": lambda a: a.__setitem__(7, a[7][:-1]),
+    "errors": lambda a: a.__setitem__(8, a[8][:-1]),
     "index outside": lambda a: a[0][1].__setitem__(0, 5),
     "starts that do not ascend": lambda a: a[0][0].__setitem__(1, 99),
 }
@@ -186,6 +193,6 @@ def test_wrong_sizes_and_indices_are_errors(core, name):
     CHANGES[name](arguments)
     arguments = [np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x for x in arguments]
     if name == r"prior\[0\]":
-        arguments[4] = np.ascontiguousarray(arguments[4][0]), arguments[4][1]
+        arguments[5] = np.ascontiguousarray(arguments[5][0]), arguments[5][1]
     with pytest.raises(ValueError, match=name):
         core.row_posteriors(*arguments)

@@ -47,11 +47,12 @@ double residual(const ObservedEntries<T>& observed, MatrixRef<const T> m, Matrix
 
 template <class T>
 void posteriors(SparseRows<T> entries, MatrixRef<const T> others, ArrayRef<const T, 1> weights,
+                const std::optional<ArrayRef<const T, 1>>& entry_weights,
                 ArrayRef<const T, 1> precisions, const RowPrior<T>& prior, bool uncertain,
                 MatrixRef<T> moments, ArrayRef<double, 1> errors, const Context& context) {
   entries.cols = others.rows;
-  row_posteriors<T>(entries, others, weights, precisions, prior, uncertain, moments, errors,
-                    context);
+  row_posteriors<T>(entries, others, weights, entry_weights, precisions, prior, uncertain, moments,
+                    errors, context);
 }
 
 }  // namespace
@@ -93,7 +94,8 @@ void bind_kernels(py::module_& m) {
   define(m, "masked_residual", "observed, m, error, n_threads",
          "||E||^2 for error = E = Omega * (m - Phi).", residual<float>, residual<double>);
   define(m, "row_posteriors",
-         "entries, others, weights, precisions, prior, uncertain, moments, errors, n_threads",
+         "entries, others, weights, entry_weights, precisions, prior, uncertain, moments, errors, "
+         "n_threads",
          "Posterior moments of one factor of a partly known matrix, given those of the other.",
          posteriors<float>, posteriors<double>);
   define(m, "measured_residual", "measurements, m, error, n_threads",

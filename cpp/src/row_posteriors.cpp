@@ -44,14 +44,14 @@ struct Layout {
 // What the entries of one row add up to, before the precision of the row.
 template <class T>
 struct RowSums {
-  T* moments;  // sum of weight E[(g, 1, b) (g, 1, b)^T], packed
-  T* targets;  // sum of weight value E[h]
+  T* moments;                           // sum of weight E[(g, 1, b) (g, 1, b)^T], packed
+  T* targets;                           // sum of weight value E[h]
   double squares = 0.0, crossed = 0.0;  // sums of weight value^2 and weight value E[b]
 };
 
 template <class T>
 void add_entries(const SparseRows<T>& entries, const MatrixRef<const T>& others, const T* weights,
-                 const Layout& layout, Index row, RowSums<T>& sums) {
+                 const T* entry_weights, const Layout& layout, Index row, RowSums<T>& sums) {
   using P = simd::Pack<T>;
   const Index stride = others.cols;
   const Index d = layout.d, whole = d / P::size * P::size;
@@ -69,6 +69,7 @@ void add_entries(const SparseRows<T>& entries, const MatrixRef<const T>& others,
       const Index column = entries.index[e];
       from[g] = others.row(column);
       weight[g] = at + g < stop ? weights[column] : T(0);
+      if (entry_weights != nullptr) weight[g] *= entry_weights[e];
       product[g] = weight[g] * entries.values[e];
       sums.squares += static_cast<double>(product[g]) * static_cast<double>(entries.values[e]);
       sums.crossed +=
@@ -192,12 +193,13 @@ template <class T>
 class Posteriors {
  public:
   Posteriors(const SparseRows<T>& entries, const MatrixRef<const T>& others,
-             const ArrayRef<const T, 1>& weights, const ArrayRef<const T, 1>& precisions,
-             const RowPrior<T>& prior, bool uncertain, const MatrixRef<T>& moments,
-             const ArrayRef<double, 1>& errors)
+             const ArrayRef<const T, 1>& weights, const T* entry_weights,
+             const ArrayRef<const T, 1>& precisions, const RowPrior<T>& prior, bool uncertain,
+             const MatrixRef<T>& moments, const ArrayRef<double, 1>& errors)
       : entries_(entries),
         others_(others),
         weights_(weights.data),
+        entry_weights_(entry_weights),
         precisions_(precisions.data),
         prior_(prior),
         uncertain_(uncertain),
@@ -223,7 +225,7 @@ class Posteriors {
       // The remaining lanes repeat the first row; their results are not stored.
       const Index i = first + (r < n ? r : 0);
       RowSums<T> sums{scratch.moments, scratch.targets};
-      add_entries(entries_, others_, weights_, layout_, i, sums);
+      add_entries(entries_, others_, weights_, entry_weights_, layout_, i, sums);
       precision[r] = precisions_[i];
       squares[r] =
           sums.squares - 2.0 * sums.crossed + static_cast<double>(sums.moments[layout_.size - 1]);
@@ -290,6 +292,7 @@ class Posteriors {
   const SparseRows<T>& entries_;
   const MatrixRef<const T> others_;
   const T* weights_;
+  const T* entry_weights_;
   const T* precisions_;
   const RowPrior<T>& prior_;
   bool uncertain_;
@@ -302,15 +305,17 @@ class Posteriors {
 
 template <class T>
 void row_posteriors(const SparseRows<T>& entries, MatrixRef<const T> others,
-                    ArrayRef<const T, 1> weights, ArrayRef<const T, 1> precisions,
-                    const RowPrior<T>& prior, bool uncertain, MatrixRef<T> moments,
-                    ArrayRef<double, 1> errors, const Context& context) {
+                    ArrayRef<const T, 1> weights,
+                    const std::optional<ArrayRef<const T, 1>>& entry_weights,
+                    ArrayRef<const T, 1> precisions, const RowPrior<T>& prior, bool uncertain,
+                    MatrixRef<T> moments, ArrayRef<double, 1> errors, const Context& context) {
   const Index d = prior.precision.rows, m = entries.rows;
   require_shape(prior.precision, d, d, "prior[0]");
   if (d < 1) throw ShapeError("prior[0] is empty");
   const Index length = padded_moments(d - 1);
   require_shape(others, entries.cols, length, "others");
   require_length(weights.shape[0], entries.cols, "weights");
+  if (entry_weights) require_length(entry_weights->shape[0], entries.size, "entry_weights");
   require_length(precisions.shape[0], m, "precisions");
   require_shape(prior.shifts, m, d, "prior[1]");
   require_shape(moments, m, length, "moments");
@@ -326,8 +331,9 @@ void row_posteriors(const SparseRows<T>& entries, MatrixRef<const T> others,
   Workspace& workspace = context.workspace != nullptr ? *context.workspace : own;
   const Index each = Scratch<T>::count(layout, length);
   T* const memory = workspace.reserve<T>(each * team);
-  const Posteriors<T> posteriors(entries, others, weights, precisions, prior, uncertain, moments,
-                                 errors);
+  const Posteriors<T> posteriors(entries, others, weights,
+                                 entry_weights ? entry_weights->data : nullptr, precisions, prior,
+                                 uncertain, moments, errors);
   const Index n_chunks = count_chunks(entries);
   for (Index begin = 0; begin < n_chunks; begin += chunks_per_poll) {
     context.poll();
@@ -345,6 +351,7 @@ void row_posteriors(const SparseRows<T>& entries, MatrixRef<const T> others,
 
 #define DLNFAST_INSTANTIATE(T)                                                                    \
   template void row_posteriors<T>(const SparseRows<T>&, MatrixRef<const T>, ArrayRef<const T, 1>, \
+                                  const std::optional<ArrayRef<const T, 1>>&,                     \
                                   ArrayRef<const T, 1>, const RowPrior<T>&, bool, MatrixRef<T>,   \
                                   ArrayRef<double, 1>, const Context&);
 DLNFAST_INSTANTIATE(float)

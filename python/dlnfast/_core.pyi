@@ -319,6 +319,7 @@ def row_posteriors(
     entries: _SparseRows,
     others: _Array,
     weights: _Array,
+    entry_weights: _Array | None,
     precisions: _Array,
     prior: tuple[_Array, _Array],
     uncertain: bool,

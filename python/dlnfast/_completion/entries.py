@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -17,7 +18,6 @@ from .._support.arrays import (
     as_vector,
     check_count,
     is_sparse,
-    read_known_values,
     read_stored_entries,
 )
 from .._support.errors import ShapeError
@@ -34,12 +34,22 @@ ROUNDING: Final = 1e-12
 
 
 class Entries(NamedTuple):
-    """Known entries of a matrix, and its shape."""
+    """Known entries of a matrix, its shape, and the weights of the entries, whose mean is 1; None: all 1."""
 
     rows: Positions
     columns: Positions
     values: Vector
     shape: tuple[int, int]
+    weights: Vector | None = None
+
+    def take(self, part: Positions) -> Entries:
+        """Return some of the entries."""
+        weights = None if self.weights is None else self.weights[part]
+        return Entries(self.rows[part], self.columns[part], self.values[part], self.shape, weights)
+
+    def mean(self, values: FloatArray) -> float:
+        """Return the weighted mean of some numbers, one for each entry."""
+        return float(np.average(values, weights=self.weights))
 
 
 class Biases(NamedTuple):
@@ -67,7 +77,7 @@ def fit_biases(
     Parameters
     ----------
     entries : Entries
-        The ratings r.
+        The ratings r; their weights multiply the squares, and count as numbers of ratings.
     which : {"both", "rows", "columns", "mean", None}
         Which biases are fitted; the others are zero, and with None so is the mean.
     penalty : (float, float)
@@ -88,71 +98,57 @@ def fit_biases(
 
     Koren, Bell, Volinsky, "Matrix factorization techniques for recommender systems", Computer 42 (2009).
     """
-    i, j, r, shape = entries
-    mean = float(np.mean(r)) if which is not None else 0.0
+    i, j, r, shape, weights = entries
+    mean = entries.mean(r) if which is not None else 0.0
     residual = r - mean
     a, b = np.zeros(shape[0]), np.zeros(shape[1])
     # A divisor of 0 belongs to a sum of 0.
     share_a, share_b = (
-        1.0 / np.maximum(np.bincount(index, minlength=n) + lam, np.finfo(np.float64).tiny)
+        1.0 / np.maximum(np.bincount(index, weights, n) + lam, np.finfo(np.float64).tiny)
         for index, n, lam in ((i, shape[0], penalty[0]), (j, shape[1], penalty[1]))
     )
     settled = _SETTLED * float(np.max(np.abs(r)))
+
+    def weigh(values: FloatArray) -> FloatArray:
+        return values if weights is None else values * weights
+
     for _ in range(sweeps):
         moved = 0.0
         if which in ("both", "columns"):
             before = b
-            b = np.bincount(j, residual - a[i], minlength=shape[1]) * share_b
+            b = np.bincount(j, weigh(residual - a[i]), shape[1]) * share_b
             moved = float(np.max(np.abs(b - before)))
         if which in ("both", "rows"):
             before = a
-            a = np.bincount(i, residual - b[j], minlength=shape[0]) * share_a
+            a = np.bincount(i, weigh(residual - b[j]), shape[0]) * share_a
             moved = max(moved, float(np.max(np.abs(a - before))))
         if which != "both" or moved <= settled:
             break
     return Biases(mean, a, b)
 
 
-def read_entries(X: Any, y: npt.ArrayLike | None, shape: tuple[int, int] | None) -> Entries:
-    """Read the known entries from any of the three forms."""
+def read_matrix(X: Any, may_be_pairs: bool = False) -> tuple[Positions, Positions, Vector, tuple[int, int]]:
+    """Return the known entries of a matrix with gaps, or the stored ones of a sparse matrix, and its shape.
+
+    Unless `may_be_pairs` is true, index pairs without gaps in two or three columns are refused.
+    """
     if is_sparse(X):
-        if y is not None:
-            raise TypeError("y is set, but the sparse matrix X holds its values itself; wanted y=None")
-        rows, columns, values, found = read_stored_entries(X, "X")
-    elif y is None:
-        rows, columns, values, found = _known_of_array(X)
-    else:
-        rows, columns = read_pairs(X)
-        values, which, count = read_known_values(y, "y (ratings)")
-        if count != rows.size:
-            raise ShapeError(f"y (ratings) has {count} values; wanted {rows.size}, one for each pair")
-        found = (int(rows.max(initial=-1)) + 1, int(columns.max(initial=-1)) + 1)
-        if shape is not None:
-            found = _check_fits(shape, found)
-        rows, columns = rows[which], columns[which]
-    if values.size == 0:
-        raise ValueError("X has no known entries; wanted at least one")
-    known = as_vector(values, "X (known entries)", dtype=np.float64)
-    if shape is not None and y is None and tuple(shape) != tuple(found):
-        raise ShapeError(f"shape is {tuple(shape)}, but X has shape {tuple(found)}")
-    # Explicit copies, so that the caller's arrays are neither changed nor referred to.
-    return Entries(
-        np.array(rows, np.int64), np.array(columns, np.int64), np.array(known), (int(found[0]), int(found[1]))
-    )
-
-
-def _known_of_array(X: Any) -> tuple[Positions, Positions, FloatArray, tuple[int, int]]:
+        rows, columns, values, shape = read_stored_entries(X, "X")
+        known = as_vector(values, "X (known entries)", dtype=np.float64, empty=True)
+        return np.asarray(rows, np.int64), np.asarray(columns, np.int64), known, shape
     array = as_array(X, "X", missing=True)
     if array.ndim != 2:
         raise ShapeError(f"X has shape {array.shape}; wanted a matrix (2 axes), or pairs (n, 2) and y")
     whole = as_matrix(array, "X", finite=False, empty=True)
-    if whole.shape[1] in (2, 3) and len(whole) > 3 and _are_indices(whole[:, :2]):
+    if not may_be_pairs and whole.shape[1] in (2, 3) and len(whole) > 3 and _are_indices(whole[:, :2]):
         raise ValueError(
             f"X has shape {whole.shape} and no gap, and y is None: it looks like index pairs, not like "
-            "a matrix with NaNs; wanted fit(pairs, ratings) with pairs of shape (n, 2)"
+            "a matrix with NaNs; wanted fit(pairs, ratings) with pairs of shape (n, 2), or entries.form "
+            '"long" for columns (row, column, rating), or "wide" for a matrix'
         )
     rows, columns = np.nonzero(~np.isnan(whole))
-    return rows, columns, whole[rows, columns], (whole.shape[0], whole.shape[1])
+    known = as_vector(whole[rows, columns], "X (known entries)", dtype=np.float64, empty=True)
+    return rows, columns, known, (whole.shape[0], whole.shape[1])
 
 
 def _are_indices(array: npt.NDArray[Any]) -> bool:
@@ -161,7 +157,17 @@ def _are_indices(array: npt.NDArray[Any]) -> bool:
     return bool(whole) and len(np.unique(array, axis=0)) == len(array)
 
 
+def read_indices(X: Any, name: str) -> Positions:
+    """Read a vector of integers from 0."""
+    found = as_integers(X, name)
+    if found.size > 0 and found.min() < 0:
+        n = int(np.argmax(found < 0))
+        raise ValueError(f"{name} is {found[n]} at {n}; wanted indices from 0")
+    return np.ascontiguousarray(found)
+
+
 def read_pairs(X: Any) -> tuple[Positions, Positions]:
+    """Read pairs of integers from 0, shape (n, 2)."""
     array = as_array(X, "X")
     if array.ndim != 2 or array.shape[1] != 2:
         raise ShapeError(f"X has shape {array.shape}; wanted pairs (row, column) of shape (n, 2)")
@@ -172,7 +178,8 @@ def read_pairs(X: Any) -> tuple[Positions, Positions]:
     return np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
 
 
-def _check_fits(shape: Any, found: tuple[int, int]) -> tuple[int, int]:
+def check_shape(shape: Any, found: tuple[int, int]) -> tuple[int, int]:
+    """Return the shape of a matrix with entries up to (rows, columns) `found`."""
     n_rows, n_columns = as_pair(shape, "shape", "two integers, (rows, columns)")
     sizes = check_count(n_rows, "shape[0]"), check_count(n_columns, "shape[1]")
     if found[0] > sizes[0] or found[1] > sizes[1]:
@@ -183,22 +190,30 @@ def _check_fits(shape: Any, found: tuple[int, int]) -> tuple[int, int]:
     return sizes
 
 
-def merge_duplicates(entries: Entries, duplicates: str) -> Entries:
-    """Sort the entries by rows and columns, and merge those of one index pair."""
+def merge_duplicates(
+    entries: Entries, duplicates: str, describe: Callable[[int, int], str] = "({}, {})".format
+) -> Entries:
+    """Sort the entries by rows and columns, and merge those of one index pair.
+
+    Both ratings of a pair, and their weights, are replaced by the means. `describe` names a pair in messages.
+    """
     key = entries.rows * entries.shape[1] + entries.columns
     order = np.argsort(key, kind="stable")
     ordered = key[order]
     first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
     start = np.flatnonzero(first)
-    rows, columns, values = entries.rows[order], entries.columns[order], entries.values[order]
-    if start.size < key.size:
-        if duplicates == "error":
-            again = int(np.flatnonzero(~first)[0])
-            raise ValueError(
-                f"X has ({rows[again]}, {columns[again]}) twice, rated {values[again - 1]:g} and "
-                f'{values[again]:g}; wanted each index pair once, or duplicates="mean"'
-            )
-        counts = np.diff(np.append(start, key.size))
-        values = np.add.reduceat(values, start) / counts
-        rows, columns = rows[start], columns[start]
-    return Entries(rows, columns, values, entries.shape)
+    merged = entries.take(order)
+    if start.size == key.size:
+        return merged
+    if duplicates == "error":
+        again = int(np.flatnonzero(~first)[0])
+        raise ValueError(
+            f"X has {describe(int(merged.rows[again]), int(merged.columns[again]))} twice, rated "
+            f"{merged.values[again - 1]:g} and {merged.values[again]:g}; wanted each index pair once, or "
+            'duplicates="mean"'
+        )
+    weights = np.ones(key.size) if merged.weights is None else merged.weights
+    total = np.add.reduceat(weights, start)
+    values = np.add.reduceat(weights * merged.values, start) / total
+    mean_weights = None if merged.weights is None else total / np.diff(np.append(start, key.size))
+    return merged.take(start)._replace(values=values, weights=mean_weights)

@@ -52,8 +52,8 @@ def choose_biases(settings: Settings, parts: tuple[Entries, Entries] | None) -> 
         return "both"
     learned, held_out = parts
     predicted = fit_biases(learned, "both", settings.penalty).at(held_out.rows, held_out.columns)
-    nothing = root_mean_square(np.zeros_like(predicted), held_out.values)
-    return "both" if root_mean_square(predicted, held_out.values) <= _WORTH * nothing else None
+    nothing = root_mean_square(np.zeros_like(predicted), held_out)
+    return "both" if root_mean_square(predicted, held_out) <= _WORTH * nothing else None
 
 
 class Phase(NamedTuple):
@@ -418,7 +418,7 @@ class GradientFit(Fit):
                 if layers is network.start
                 else network.entries_of(layers, held_out.rows, held_out.columns)
             )
-            return root_mean_square(self.clip(known + low), held_out.values)
+            return root_mean_square(self.clip(known + low), held_out)
 
         def keep_best() -> None:
             if watch.layers is not None and watch.error < best and watch.step > 0:
@@ -428,6 +428,7 @@ class GradientFit(Fit):
                     factors=network.factors(watch.layers),
                     n_steps=watch.step,
                     weight_decay=decay if of is None else of,
+                    stage="search",
                 )
 
         work = HeldOutRun(network, start, decay, watch, measure_error, keep_best)
@@ -457,6 +458,6 @@ class GradientFit(Fit):
         kept = (*self.fitted.trajectories, run) if network.settings.keeps_trajectories else ()
         found = replace(self.fitted, n_steps=done + step, trajectories=kept)
         if found.n_steps > 0:
-            found = replace(found, factors=network.factors(layers))
+            found = replace(found, factors=network.factors(layers), stage="last run")
         self.fitted = found
         return layers

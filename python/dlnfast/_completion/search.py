@@ -15,6 +15,7 @@ from .._support.checkpoint import State
 from .._training.resumable import ResumableWork
 from .entries import Biases, Entries
 from .fitted import Fit, Trial, normalise_factors, root_mean_square
+from .fold_in import FoldIn
 from .variational import WIDE_SWEEPS, Posterior, Snapshot
 
 #: Ranks that are tried, the next one from the posterior of the one before.
@@ -238,7 +239,7 @@ class VariationalFit(Fit):
             self.perform(run, len(self.trials))
         finally:
             if run.n_steps > 0:
-                self._keep(posterior, self.fitted.n_steps + run.n_steps)
+                self._keep(posterior, self.fitted.n_steps + run.n_steps, "last run")
 
     def _start(self, entries: Entries, kind: str | None, mean: float | None = None) -> Posterior:
         return Posterior(entries, kind, self.settings.n_threads, self.settings.dtype, mean)
@@ -256,9 +257,7 @@ class VariationalFit(Fit):
             return Best()
 
         def measure_error() -> float:
-            return root_mean_square(
-                self.clip(posterior.predict(held_out.rows, held_out.columns)), held_out.values
-            )
+            return root_mean_square(self.clip(posterior.predict(held_out.rows, held_out.columns)), held_out)
 
         def perform(run: SweepRun) -> None:
             try:
@@ -266,7 +265,7 @@ class VariationalFit(Fit):
             finally:
                 if run.best.snapshot is not None and run.best.rmse < search.best.rmse:
                     posterior.restore(run.best.snapshot)
-                    self._keep(posterior, search.best.n_steps + run.best.n_steps)
+                    self._keep(posterior, search.best.n_steps + run.best.n_steps, "search")
 
         search = Search(
             posterior,
@@ -280,10 +279,16 @@ class VariationalFit(Fit):
         search.run()
         return search.best
 
-    def _keep(self, posterior: Posterior, n_steps: int) -> None:
+    def _keep(self, posterior: Posterior, n_steps: int, stage: str) -> None:
         rows, columns = posterior.factors()
         biases = Biases(posterior.mean, *(np.array(side[:, -1], np.float64) for side in (rows, columns)))
         factors = normalise_factors(rows[:, :-1], columns[:, :-1], _NEGLIGIBLE)
         self.fitted = replace(
-            self.fitted, biases=biases, factors=factors, n_steps=n_steps, noise_variance=posterior.noise
+            self.fitted,
+            biases=biases,
+            factors=factors,
+            n_steps=n_steps,
+            noise_variance=posterior.noise,
+            stage=stage,
+            fold_in=FoldIn.of_posterior(posterior, *factors[:2]),
         )

@@ -3,15 +3,15 @@ r"""Variational Bayes for a network of two layers with biases: all weight decays
 
 .. math::
 
-    r_{ij} \sim N(\mu + a_i + b_j + x_i \cdot y_j,\; \sigma^2 / (\tau_i \rho_j)), \qquad
+    r_{ij} \sim N(\mu + a_i + b_j + x_i \cdot y_j,\; \sigma^2 / (w_{ij} \tau_i \rho_j)), \qquad
     (x_i, a_i) \sim N(B_x^T \phi_i, \Sigma_x), \qquad (y_j, b_j) \sim N(B_y^T \phi_j, \Sigma_y)
 
-with :math:`\phi_i = (1, \log(1 + n_i))` for a row with n_i entries. The posteriors of all rows and columns
-are independent and Gaussian. A sweep computes those of the rows given those of the columns, and the other
-way round: alternating least squares whose Gram matrices have the covariances of the other factor, too.
-After each half the prior, :math:`\sigma^2` and, where that helps, the precisions :math:`\tau, \rho`
-maximise the expected log likelihood. So directions that the entries do not support vanish without a choice
-of a rank or a decay.
+with :math:`\phi_i = (1, \log(1 + n_i))` for a row with n_i entries, and weights w of the entries. The
+posteriors of all rows and columns are independent and Gaussian. A sweep computes those of the rows given
+those of the columns, and the other way round: alternating least squares whose Gram matrices have the
+covariances of the other factor, too. After each half the prior, :math:`\sigma^2` and, where that helps, the
+precisions :math:`\tau, \rho` maximise the expected log likelihood. So directions that the entries do not
+support vanish without a choice of a rank or a decay.
 
 Lim, Teh, "Variational Bayesian approach to movie rating prediction", KDD Cup 2007; Raiko, Ilin, Karhunen,
 "Principal component analysis for large scale problems with lots of missing values", ECML 2007;
@@ -85,6 +85,8 @@ class Side:
         Packed second moments of (x_i, 1, a_i), as in `row_posteriors` of the core.
     precisions : ndarray of float64, shape (n,)
         Relative precisions tau of the noise of these rows.
+    weights : ndarray or None
+        Relative precisions of single entries, in the order of `entries`; None: all are 1.
     """
 
     entries: SparseRows
@@ -94,6 +96,7 @@ class Side:
     prior: Prior
     moments: FloatArray
     precisions: FloatArray
+    weights: FloatArray | None = None
     errors: npt.NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -101,9 +104,7 @@ class Side:
 
     def means(self, rank: int) -> FloatArray:
         """Return the posterior means of (x_i, a_i), shape (n, rank + 1), in float64."""
-        first, bias = rank * (rank + 1) // 2, (rank + 1) * (rank + 2) // 2
-        columns = [*range(first, first + rank), bias + rank]
-        found = self.moments[:, columns].astype(np.float64)
+        found = unpack_means(self.moments, rank)
         if not self.has_bias:
             found[:, rank] = 0.0
         return found
@@ -191,21 +192,30 @@ class Posterior:
         self.mean = start.mean if mean is None else mean
         centred = entries.values - self.mean
         #: Mean square of the centred entries.
-        self.total = float(np.mean(np.square(centred)))
-        orders = Completion(entries.rows, entries.columns, centred, entries.shape).entries(self.dtype)
+        self.total = entries.mean(np.square(centred))
+        orders = self._sort(centred)
+        weights: list[FloatArray | None] = [None, None]
+        if entries.weights is not None:
+            weights = [order[2] for order in self._sort(entries.weights)]
         self.sides = [
-            self._make_side(order, bias, kind in ("both", word))
-            for order, bias, word in zip(orders, start[1:], ("rows", "columns"), strict=True)
+            self._make_side(order, weight, bias, kind in ("both", word))
+            for order, weight, bias, word in zip(orders, weights, start[1:], ("rows", "columns"), strict=True)
         ]
         self._column_means: FloatArray = start.columns[:, np.newaxis]
         residual = entries.values - start.at(entries.rows, entries.columns)
-        self.noise = float(np.mean(np.square(residual)))
+        self.noise = entries.mean(np.square(residual))
         #: Residuals of the biases, or of the directions so far.
         self.residual: FloatArray = residual
         #: Number of sweeps since directions were added.
         self.age = 0
 
-    def _make_side(self, order: SparseRows, bias: FloatArray, has_bias: bool) -> Side:
+    def _sort(self, values: FloatArray) -> tuple[SparseRows, SparseRows]:
+        entries = self._entries
+        return Completion(entries.rows, entries.columns, values, entries.shape).entries(self.dtype)
+
+    def _make_side(
+        self, order: SparseRows, weights: FloatArray | None, bias: FloatArray, has_bias: bool
+    ) -> Side:
         counts = np.diff(order[0]).astype(np.float64)
         seen = counts > 0
         features = [np.ones(len(counts))]
@@ -216,7 +226,9 @@ class Posterior:
         variance = max(float(np.mean(np.square(bias))), 1e-6 * self.total)
         prior = Prior(np.zeros((len(features), 1)), np.array([[variance]]))
         empty = np.zeros((len(counts), 0), self.dtype)
-        return Side(order, counts, np.stack(features, axis=1), has_bias, prior, empty, np.ones(len(counts)))
+        return Side(
+            order, counts, np.stack(features, axis=1), has_bias, prior, empty, np.ones(len(counts)), weights
+        )
 
     @property
     def is_exact(self) -> bool:
@@ -240,7 +252,8 @@ class Posterior:
             self._column_means = self.sides[1].means(known)
             self.residual = entries.values - self.predict(entries.rows, entries.columns)
         scale = [1.0 / np.sqrt(side.counts + 5.0) for side in self.sides]
-        weighted = self.residual * scale[0][entries.rows] * scale[1][entries.columns]
+        weights = 1.0 if entries.weights is None else entries.weights
+        weighted = weights * self.residual * scale[0][entries.rows] * scale[1][entries.columns]
         found = leading_factors(
             Completion(entries.rows, entries.columns, weighted, self.shape).backprojection(),
             count,
@@ -249,20 +262,16 @@ class Posterior:
         directions = found.V * np.sqrt(self.shape[1])
         before = self._column_means
         self.rank = known + count
-        variances = _START_SHARE * float(np.mean(np.square(self.residual))) / count, 1.0
+        variances = _START_SHARE * entries.mean(np.square(self.residual)) / count, 1.0
         for side, variance in zip(self.sides, variances, strict=True):
             side.prior = _extend_prior(side.prior, count, variance)
-            side.moments = np.zeros((len(side.counts), _padded(self.rank)), self.dtype)
+            side.moments = np.zeros((len(side.counts), padded_length(self.rank)), self.dtype)
         self.set_column_means(np.hstack([before[:, :known], directions, before[:, known:]]))
         self.age = 0
 
     def set_column_means(self, means: FloatArray) -> None:
         """Start from columns (y_j, b_j), shape (n, rank + 1), without covariances."""
-        ones = np.ones((len(means), 1))
-        vectors = np.hstack([means[:, :-1], ones, means[:, -1:]])
-        for a in range(self.rank + 2):
-            first = a * (a + 1) // 2
-            self.sides[1].moments[:, first : first + a + 1] = vectors[:, a : a + 1] * vectors[:, : a + 1]
+        pack_means(means, self.sides[1].moments)
 
     # ----------------------------------------------------------------------------------------- sweeps
 
@@ -282,7 +291,7 @@ class Posterior:
         self.noise = max(noise, _LEAST_NOISE * self.total)
 
     def _compute_posteriors(self, side: Side, other: Side) -> None:
-        precision = self._prior_precision(side)
+        precision = self.prior_precision(side)
         shifts = np.ascontiguousarray(side.features @ (side.prior.coefficients @ precision), self.dtype)
         own, weights = (side.precisions / self.noise).astype(self.dtype), other.precisions.astype(self.dtype)
         start, index, values = side.entries
@@ -292,6 +301,7 @@ class Posterior:
                 (start[begin : end + 1] - first, index[first:last], values[first:last]),
                 other.moments,
                 weights,
+                None if side.weights is None else side.weights[first:last],
                 own[begin:end],
                 (precision.astype(self.dtype), shifts[begin:end]),
                 True,
@@ -302,12 +312,12 @@ class Posterior:
 
     def _split_rows(self, start: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         """Yield blocks of rows that take a fraction of a second each, so that Ctrl-C waits no longer."""
-        n_blocks = 1 + int(start[-1] * _padded(self.rank) // _BLOCK_WORK)
+        n_blocks = 1 + int(start[-1] * padded_length(self.rank) // _BLOCK_WORK)
         targets = np.linspace(0, int(start[-1]), n_blocks + 1)[1:-1]
         cuts = [0, *np.unique(np.searchsorted(start, targets)).tolist(), len(start) - 1]
         yield from ((begin, end) for begin, end in pairwise(cuts) if begin < end)
 
-    def _prior_precision(self, side: Side) -> FloatArray:
+    def prior_precision(self, side: Side) -> FloatArray:
         """Return the inverse of the prior covariance; a bias that is not part of the model is held at 0."""
         if side.has_bias:
             return np.linalg.inv(side.prior.covariance)
@@ -325,7 +335,8 @@ class Posterior:
         crossed = features.T @ means
         coefficients = crossed / sizes[:, np.newaxis]
         total = seen.astype(self.dtype) @ side.moments
-        moment = _second_moment(total, self.rank) - crossed.T @ coefficients
+        chosen = [*range(self.rank), self.rank + 1]
+        moment = unpack_moment(total, self.rank)[np.ix_(chosen, chosen)] - crossed.T @ coefficients
         n = len(means)
         own = np.maximum(np.diagonal(moment), np.finfo(np.float64).tiny)
         covariance = (moment + np.diag(_PRIOR_COUNT * own / n)) / (n + _PRIOR_COUNT)
@@ -358,7 +369,7 @@ class Posterior:
             coefficients = np.zeros((n_features, self.rank + 1))
             coefficients[: len(prior.coefficients)] = prior.coefficients[:n_features]
             side.prior, side.precisions = Prior(coefficients, prior.covariance), precisions
-        self.sides[0].moments = np.zeros((self.shape[0], _padded(self.rank)), self.dtype)
+        self.sides[0].moments = np.zeros((self.shape[0], padded_length(self.rank)), self.dtype)
         self.sides[1].moments = snapshot.moments.astype(self.dtype)
         self._compute_posteriors(*self.sides)
 
@@ -377,18 +388,32 @@ class Posterior:
         return self.mean + entries_of_product((left, right), rows, columns)
 
 
-def _padded(rank: int) -> int:
+def padded_length(rank: int) -> int:
     """Return the length of a row of moments in memory."""
     return ((rank + 2) * (rank + 3) // 2 + 15) // 16 * 16
 
 
-def _second_moment(packed: FloatArray, rank: int) -> FloatArray:
-    """Return the second moment of (x, a) from the packed one of (x, 1, a)."""
+def pack_means(means: FloatArray, moments: FloatArray) -> None:
+    """Write the packed moments of rows (x_i, a_i), shape (n, rank + 1), without covariances."""
+    ones = np.ones((len(means), 1))
+    vectors = np.hstack([means[:, :-1], ones, means[:, -1:]])
+    for a in range(vectors.shape[1]):
+        first = a * (a + 1) // 2
+        moments[:, first : first + a + 1] = vectors[:, a : a + 1] * vectors[:, : a + 1]
+
+
+def unpack_means(moments: FloatArray, rank: int) -> FloatArray:
+    """Return the means (x_i, a_i), shape (n, rank + 1), in float64."""
+    first, bias = rank * (rank + 1) // 2, (rank + 1) * (rank + 2) // 2
+    return moments[:, [*range(first, first + rank), bias + rank]].astype(np.float64)
+
+
+def unpack_moment(packed: FloatArray, rank: int) -> FloatArray:
+    """Return the second moment of (x, 1, a) as a matrix."""
     whole = np.zeros((rank + 2, rank + 2))
     whole[np.tril_indices(rank + 2)] = packed[: (rank + 2) * (rank + 3) // 2]
     whole += np.tril(whole, -1).T
-    chosen = [*range(rank), rank + 1]
-    return whole[np.ix_(chosen, chosen)]
+    return whole
 
 
 def _extend_prior(prior: Prior, count: int, variance: float) -> Prior:

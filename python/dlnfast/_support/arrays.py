@@ -164,11 +164,11 @@ def _read(x: object, title: str, level: int) -> tuple[npt.NDArray[Any], npt.NDAr
         return _read_items(x, title, level)
     if is_sparse(x):
         raise TypeError(f"{title} is a sparse {type(x).__name__}; wanted a dense array")
-    if _is_of(x, "torch", "Tensor"):
+    if is_of(x, "torch", "Tensor"):
         return _read_tensor(x, title)
     try:
-        if any(_is_of(x, "pandas", kind) for kind in ("DataFrame", "Series", "Index")) or (
-            _is_of(x, "pandas.api.extensions", "ExtensionArray")
+        if any(is_of(x, "pandas", kind) for kind in ("DataFrame", "Series", "Index")) or (
+            is_of(x, "pandas.api.extensions", "ExtensionArray")
         ):
             return _read_table(x)
         foreign = hasattr(x, "__dlpack__") and not hasattr(x, "__array__")
@@ -243,7 +243,7 @@ def _read_tensor(x: Any, title: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.b
         raise TypeError(f"{title} is a tensor of {x.dtype} that NumPy cannot read: {error}") from error
 
 
-def _is_of(x: object, module: str, name: str) -> bool:
+def is_of(x: object, module: str, name: str) -> bool:
     """Return whether `x` is an instance of a class of a package, without importing the package."""
     kind = getattr(sys.modules.get(module), name, None)
     return kind is not None and isinstance(x, kind)
@@ -251,7 +251,7 @@ def _is_of(x: object, module: str, name: str) -> bool:
 
 def is_sparse(x: object) -> bool:
     """Return whether `x` is a SciPy sparse matrix or array, or a PyTorch tensor of a sparse layout."""
-    if _is_of(x, "torch", "Tensor"):
+    if is_of(x, "torch", "Tensor"):
         return str(x.layout) != "torch.strided"  # type: ignore[attr-defined]
     return hasattr(x, "tocoo")
 
@@ -273,7 +273,7 @@ def read_stored_entries(x: Any, name: str) -> StoredEntries:
     if len(x.shape) != 2:
         raise ShapeError(f"{name} has shape {tuple(x.shape)}; wanted a matrix (2 axes)")
     shape = int(x.shape[0]), int(x.shape[1])
-    if _is_of(x, "torch", "Tensor"):
+    if is_of(x, "torch", "Tensor"):
         return _read_tensor_entries(x, name, shape)
     if getattr(x, "format", None) == "dia":  # its tocoo leaves out zeros
         columns = np.broadcast_to(np.arange(x.data.shape[1]), x.data.shape)
