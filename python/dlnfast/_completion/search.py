@@ -16,7 +16,7 @@ from .._training.resumable import ResumableWork
 from .entries import Biases, Entries
 from .fitted import Fit, Trial, normalise_factors, root_mean_square
 from .fold_in import FoldIn
-from .variational import WIDE_SWEEPS, Posterior, Snapshot
+from .variational import Posterior, Snapshot
 
 #: Ranks that are tried, the next one from the posterior of the one before.
 RANKS: Final = (8, 16, 32, 64)
@@ -91,9 +91,8 @@ class SweepRun(ResumableWork):
         if error < self.best.rmse:
             self.best = Best(error, self.n_steps, self._posterior.snapshot())
         # While priors are wide, directions grow that are not needed.
-        is_settled = self._posterior.age > WIDE_SWEEPS
         gains = error < self._before * (1.0 - _GAIN)
-        self._waited = self._waited + 1 if is_settled and not gains else 0
+        self._waited = 0 if gains or self._posterior.is_wide else self._waited + 1
         self._before = error
 
     def state(self) -> State | None:

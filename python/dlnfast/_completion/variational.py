@@ -21,7 +21,7 @@ Salakhutdinov, Mnih 2008 (priors with full covariances); Nakajima, Sugiyama 2011
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
@@ -36,8 +36,10 @@ from .._support.dispatch import core
 from .._support.files import Arrays
 from .entries import ROUNDING, Entries, Positions, fit_biases
 
-#: Sweeps in which the priors stay wide after a start: directions are found before they may vanish.
-WIDE_SWEEPS: Final = 4
+#: Priors stay wide after a start, so that directions are found before they may vanish: for some sweeps, and
+#: for as long as the variance of the noise falls by this share in a sweep.
+_WIDE_SWEEPS: Final = 4
+_STEADY: Final = 0.03
 #: Ridge of the biases at the start, and number of sweeps over them.
 _PENALTY: Final = (3.0, 3.0)
 _START_SWEEPS: Final = 5
@@ -115,6 +117,7 @@ class Snapshot(NamedTuple):
 
     rank: int
     age: int
+    is_wide: bool
     learns_noise: bool
     noise: float
     mean: float
@@ -124,8 +127,7 @@ class Snapshot(NamedTuple):
 
     def energies(self) -> FloatArray:
         """Return the eigenvalues of Sigma_x Sigma_y for the directions, largest first."""
-        rows, columns = (prior.covariance[:-1, :-1] for prior in self.priors)
-        return np.sort(np.linalg.eigvals(rows @ columns).real)[::-1]
+        return energies_of(self.priors)
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """Return JSON values and arrays."""
@@ -134,12 +136,12 @@ class Snapshot(NamedTuple):
             arrays[f"coefficients_{i}"] = self.priors[i].coefficients
             arrays[f"covariance_{i}"] = self.priors[i].covariance
             arrays[f"precisions_{i}"] = self.precisions[i]
-        return dict(zip(self._fields[:5], self[:5], strict=True)), arrays
+        return dict(zip(self._fields[:6], self[:6], strict=True)), arrays
 
     @classmethod
     def from_state(cls, metadata: dict[str, Any], arrays: Arrays) -> Snapshot:
         """Return the snapshot of which `state` returned these values."""
-        first: Any = [metadata[name] for name in cls._fields[:5]]
+        first: Any = [metadata[name] for name in cls._fields[:6]]
         priors = [Prior(arrays[f"coefficients_{i}"], arrays[f"covariance_{i}"]) for i in (0, 1)]
         last = arrays["moments"], priors, [arrays[f"precisions_{i}"] for i in (0, 1)]
         return cls._make([*first, *last])
@@ -206,8 +208,8 @@ class Posterior:
         self.noise = entries.mean(np.square(residual))
         #: Residuals of the biases, or of the directions so far.
         self.residual: FloatArray = residual
-        #: Number of sweeps since directions were added.
-        self.age = 0
+        #: Number of sweeps since directions were added, and whether the priors are still wide.
+        self.age, self.is_wide = 0, True
 
     def _sort(self, values: FloatArray) -> tuple[SparseRows, SparseRows]:
         entries = self._entries
@@ -262,12 +264,19 @@ class Posterior:
         directions = found.V * np.sqrt(self.shape[1])
         before = self._column_means
         self.rank = known + count
-        variances = _START_SHARE * entries.mean(np.square(self.residual)) / count, 1.0
+        variance = _START_SHARE * entries.mean(np.square(self.residual)) / count
+        if known > 0:
+            # Residuals are smaller than what is left to learn; the last direction so far is not.
+            last = float(energies_of(side.prior for side in self.sides)[-1])
+            variance = max(variance, math.sqrt(variance * last))
+        variances = variance, 1.0
         for side, variance in zip(self.sides, variances, strict=True):
             side.prior = _extend_prior(side.prior, count, variance)
             side.moments = np.zeros((len(side.counts), padded_length(self.rank)), self.dtype)
+            # What the new directions will explain is not noise.
+            side.precisions = np.ones(len(side.counts))
         self.set_column_means(np.hstack([before[:, :known], directions, before[:, known:]]))
-        self.age = 0
+        self.age, self.is_wide = 0, True
 
     def set_column_means(self, means: FloatArray) -> None:
         """Start from columns (y_j, b_j), shape (n, rank + 1), without covariances."""
@@ -277,15 +286,18 @@ class Posterior:
 
     def sweep(self) -> None:
         """Compute the posteriors of the rows, then those of the columns."""
+        before = self.noise
         for side, other in (self.sides, self.sides[::-1]):
             self._update_side(side, other)
         self.age += 1
+        if self.age >= _WIDE_SWEEPS and self.noise >= (1.0 - _STEADY) * before:
+            self.is_wide = False
 
     def _update_side(self, side: Side, other: Side) -> None:
         self._compute_posteriors(side, other)
-        if self.age >= WIDE_SWEEPS:
+        if not self.is_wide:
             self._estimate_prior(side)
-        if self.learns_noise:
+        if self.learns_noise and not self.is_wide:
             _estimate_precisions(side)
         noise = float(side.precisions @ side.errors) / self._entries.values.size
         self.noise = max(noise, _LEAST_NOISE * self.total)
@@ -353,6 +365,7 @@ class Posterior:
         return Snapshot(
             self.rank,
             self.age,
+            self.is_wide,
             self.learns_noise,
             self.noise,
             self.mean,
@@ -363,7 +376,7 @@ class Posterior:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot, of a posterior of other entries with the same mu, too."""
-        self.rank, self.age, self.learns_noise, self.noise = snapshot[:4]
+        self.rank, self.age, self.is_wide, self.learns_noise, self.noise = snapshot[:5]
         for side, prior, precisions in zip(self.sides, snapshot.priors, snapshot.precisions, strict=True):
             n_features = side.features.shape[1]
             coefficients = np.zeros((n_features, self.rank + 1))
@@ -414,6 +427,12 @@ def unpack_moment(packed: FloatArray, rank: int) -> FloatArray:
     whole[np.tril_indices(rank + 2)] = packed[: (rank + 2) * (rank + 3) // 2]
     whole += np.tril(whole, -1).T
     return whole
+
+
+def energies_of(priors: Iterable[Prior]) -> FloatArray:
+    """Return the eigenvalues of Sigma_x Sigma_y for the directions, largest first."""
+    rows, columns = (prior.covariance[:-1, :-1] for prior in priors)
+    return np.sort(np.linalg.eigvals(rows @ columns).real)[::-1]
 
 
 def _extend_prior(prior: Prior, count: int, variance: float) -> Prior:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Partly known matrices for the case `ratings`: MovieLens, and generated ones of five kinds.
+"""Partly known matrices for the case `ratings`: MovieLens, and generated ones of six kinds.
 
-The defaults of `MatrixCompletion` were chosen on MovieLens small and on other generated matrices, before the
-kinds below were written: none of them was used.
+The defaults of `MatrixCompletion` were chosen on MovieLens small, on other generated matrices, and on the
+kind "powers". The other kinds were not used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from .._completion.entries import Entries
 from .._datasets.ratings import load_movielens
 
-__all__ = ["KINDS", "large_ratings", "load_ratings", "small_ratings"]
+__all__ = ["KINDS", "SEEN", "large_ratings", "load_ratings", "small_ratings"]
 
 _Array = npt.NDArray[np.float64]
 _Positions = npt.NDArray[np.int64]
@@ -117,6 +117,16 @@ def _powers(rng: np.random.Generator) -> Entries:
     return Entries(i, j, _inner(left, right, i, j) + 0.15 * rng.standard_normal(i.size), shape)
 
 
+def _traffic(rng: np.random.Generator) -> Entries:
+    """Return logarithms of flows on 700 roads in 900 hours: twelve patterns, noise that differs by road."""
+    shape = 700, 900
+    roads, hours = rng.gamma(0.6, 1.0, (shape[0], 12)), rng.gamma(0.8, 1.0, (shape[1], 12))
+    i, j = _draw_popular(rng, shape, 150_000, (0.5, 0.2))
+    flows = np.log1p(_inner(roads, hours, i, j))
+    noise = np.exp(0.4 * rng.standard_normal(shape[0])) * 0.25
+    return Entries(i, j, flows + noise[i] * rng.standard_normal(i.size), shape)
+
+
 def _deep(rng: np.random.Generator) -> Entries:
     """Return a product of four Gaussian matrices of width 30, known at 8 of 100 positions."""
     shape = 1500, 1000
@@ -142,11 +152,14 @@ def large_ratings(rng: np.random.Generator, shape: tuple[int, int], n: int) -> E
     return Entries(i, j, np.clip(np.round(2 * stars) / 2, 0.5, 5.0), shape)
 
 
-#: Generated matrices that played no part in the choice of the defaults.
+#: Generated matrices. All but one played no part in the choice of the defaults.
 KINDS: Final[dict[str, Callable[[np.random.Generator], Entries]]] = {
     "stars": _stars,
     "survey": _survey,
     "sensors": _sensors,
-    "powers": _powers,
+    "traffic": _traffic,
     "deep": _deep,
+    "powers": _powers,
 }
+#: The one that did: it showed that directions could vanish too early.
+SEEN: Final = "powers"

@@ -30,7 +30,7 @@ from .._completion.estimator import MatrixCompletion
 from .._completion.options import EntryOptions
 from . import record
 from .options import Options
-from .rating_data import KINDS, large_ratings, load_ratings, small_ratings
+from .rating_data import KINDS, SEEN, large_ratings, load_ratings, small_ratings
 
 __all__ = ["large", "ratings"]
 
@@ -63,7 +63,8 @@ def ratings(options: Options) -> dict[str, Any]:
         else:
             sets["MovieLens small"] = movielens
         for number, (name, draw) in enumerate(KINDS.items()):
-            sets[name] = draw(np.random.default_rng(1000 + number))
+            label = f"{name} (seen)" if name == SEEN else name
+            sets[label] = draw(np.random.default_rng(1000 + number))
     rows = [row for name, whole in sets.items() for row in _compare(name, whole, options.quick)]
     _summarise(rows)
     return {"case": "ratings", "rows": rows}
@@ -435,24 +436,26 @@ _METHODS: Final[tuple[_Method, ...]] = (
         "ALS with biases",
         _fit_als,
         [
-            *_grid(weighted=(False,), rank=(10, 30), penalty=(0.1, 0.5, 2.0, 6.0, 14.0)),
-            *_grid(weighted=(True,), rank=(30,), penalty=(0.03, 0.1)),
+            *_grid(weighted=(False,), rank=(15, 60), penalty=(0.5, 2.0, 6.0, 14.0)),
+            *_grid(weighted=(True,), rank=(15, 60), penalty=(0.03, 0.1)),
         ],
     ),
-    _Method("SoftImpute with biases", _fit_soft_impute, _grid(threshold=(0.5, 0.3, 0.2, 0.1, 0.05, 0.02))),
+    _Method(
+        "SoftImpute with biases", _fit_soft_impute, _grid(threshold=(0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01))
+    ),
     _Method(
         "cmfrec",
         _fit_cmfrec,
         [
-            *_grid(k=(10, 30), lambda_=(0.1, 0.5, 2.0, 6.0, 14.0)),
-            *_grid(k=(30,), lambda_=(0.03, 0.1), scale_lam=(True,)),
+            *_grid(k=(15, 60), lambda_=(0.5, 2.0, 6.0, 14.0)),
+            *_grid(k=(15, 60), lambda_=(0.03, 0.1), scale_lam=(True,)),
         ],
         needs="cmfrec",
     ),
     _Method(
         "surprise",
         _fit_surprise,
-        _grid(n_factors=(20, 100), reg_all=(0.02, 0.06, 0.15), n_epochs=(30, 80)),
+        _grid(n_factors=(50,), reg_all=(0.02, 0.05, 0.1, 0.2, 0.3, 0.5), n_epochs=(30, 80)),
         needs="surprise",
     ),
     _Method(
