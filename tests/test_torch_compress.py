@@ -602,7 +602,7 @@ BAD = {
         small_network,
         {"rank": 2, "data": X, "held_out": [X + float("inf")]},
         ValueError,
-        "held_out: the input",
+        "held_out: the output of the model",
     ),
     "no batch": (small_network, {"rank": 2, "data": []}, ValueError, "data is empty"),
     "data of another kind": (small_network, {"rank": 2, "data": 4}, TypeError, "data is int"),
