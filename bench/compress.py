@@ -43,19 +43,21 @@ def accuracy(model: nn.Module, images: ImageData) -> float:
 
 
 def compare(name: str, model: nn.Module, images: ImageData, ranks: list[int], n_data: int) -> None:
-    """Compare compression with and without data at equal parameters, on held-out images."""
+    """Compare compression without data, with data in one pass, and layer by layer, on held-out images."""
     full = accuracy(model, images)
     data = [(part,) for part in images.train.inputs[:n_data].split(250)]
     held_out = [(part,) for part in images.test.inputs[:500].split(250)]
     print(f"\n{name}: accuracy {full:.4f}, {n_data} images as data, 500 held out")
     for rank in ranks:
         reports = {}
-        for kind, given in (("weights", None), ("data", data)):
+        for kind, given in (("weights", None), ("one pass", data), ("data", data)):
             small = copy.deepcopy(model)
             start = time.perf_counter()
-            report = reports[kind] = compress(small, rank=rank, data=given, held_out=held_out)
+            report = reports[kind] = compress(
+                small, rank=rank, data=given, held_out=held_out, sequential=kind == "data"
+            )
             print(
-                f"rank {rank:3d} {kind:7s}: error of the model {report.function_error:.4f}, accuracy "
+                f"rank {rank:3d} {kind:8s}: error of the model {report.function_error:.4f}, accuracy "
                 f"{accuracy(small, images):.4f}, parameters {report.parameters_before} -> "
                 f"{report.parameters_after}, forward {1e3 * report.seconds_before:.1f} -> "
                 f"{1e3 * report.seconds_after:.1f} ms, took {time.perf_counter() - start:.1f} s"
@@ -108,17 +110,17 @@ def main() -> None:
         images = load_images("fashion-mnist", per_class=500, test_per_class=200)
         model = MLP([784, 256, 256, 256, 10], bias=True, seed=0)
         train(model, images, 6, 0.05, "sgd")
-        compare("MLP, Fashion-MNIST", model, images, [10, 20, 40], 2000)
+        compare("MLP, Fashion-MNIST", model, images, [4, 10, 20, 40], 2000)
     if "vgg" in wanted or "vit" in wanted:
         images = load_images("cifar10", per_class=400, test_per_class=100)
         if "vgg" in wanted:
             vgg = VGG("vgg11", width=0.25, seed=0)
             train(vgg, images, 6, 0.05, "sgd")
-            compare("VGG-11 of quarter width, CIFAR-10", vgg, images, [8, 16, 32], 1000)
+            compare("VGG-11 of quarter width, CIFAR-10", vgg, images, [4, 8, 16, 32], 1000)
         if "vit" in wanted:
             vit = ViT(dim=96, depth=4, n_heads=4, seed=0)
             train(vit, images, 6, 1e-3, "adamw")
-            compare("ViT of width 96 and depth 4, CIFAR-10", vit, images, [8, 16, 32], 1000)
+            compare("ViT of width 96 and depth 4, CIFAR-10", vit, images, [4, 8, 16, 32], 1000)
     if "time" in wanted:
         time_large()
 

@@ -181,6 +181,138 @@ def test_auto_takes_the_best_shape_at_equal_parameters():
     assert (layer.shape, layer.rank) == ("horizontal-first", 2)
 
 
+# ---------------------------------------------------------------------------------- sequential
+
+
+def record_calls(layer, model, x):
+    """Return the inputs and outputs of a layer, one entry per call."""
+    calls = []
+    handle = layer.register_forward_hook(lambda _, args, y: calls.append((args[0].detach(), y.detach())))
+    model(x)
+    handle.remove()
+    return calls
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_later_layers_are_reduced_rank_regressions_of_the_original_outputs(bias):
+    x = torch.randn(200, 12, dtype=F64) @ torch.randn(12, 12, dtype=F64) + 1.0
+    model = nn.Sequential(
+        nn.Linear(12, 11, dtype=F64), nn.ReLU(), nn.Linear(11, 10, bias=bias, dtype=F64), nn.ReLU()
+    )
+    layer = model[2]
+    y = record_calls(layer, model, x)[0][1]
+    report = dt.compress(model, ["0", "2"], rank=3, data=x)
+    inputs = record_calls(model[2], model, x)[0][0]
+    means = (inputs.mean(0), y.mean(0)) if bias else (0.0, 0.0)
+    a, b = inputs - means[0], y - means[1]
+    second, weight = a.T @ a, layer.weight.detach()
+    ridge = 0.01 * second.diagonal().mean() * torch.eye(11, dtype=F64)
+    wanted = weight + (b - a @ weight.T).T @ a @ torch.linalg.inv(second + ridge)
+    basis = torch.linalg.svd(wanted @ a.T)[0][:, :3]
+    product = (model[2][1].weight @ model[2][0].weight).detach()
+    assert relative_error(product, basis @ basis.T @ wanted) <= 1e-8
+    found = model[2](inputs).detach()
+    if bias:
+        assert float((found - y).mean(0).norm()) <= BOUND * float(y.norm())
+    error = report.layers["2"].output_error
+    assert abs(error - relative_error(found, y)) <= 1e-10
+    truncation = float((a @ (wanted - product).T).norm() / y.norm())
+    assert abs(report.layers["2"].truncation_error - truncation) <= 1e-10
+    assert truncation < error
+
+
+def test_errors_do_not_add_up_in_a_deep_network():
+    def make():
+        torch.manual_seed(5)
+        layers = [part for _ in range(8) for part in (nn.Linear(24, 24), nn.ReLU(inplace=True))]
+        for layer in layers[::2]:
+            layer.weight.data *= 2.0
+        return nn.Sequential(nn.Identity(), *layers)
+
+    x = torch.randn(900, 24)
+    errors = {
+        sequential: dt.compress(
+            make(), rank=6, data=x[:600], held_out=x[600:], sequential=sequential, repeats=0
+        )
+        for sequential in (False, True)
+    }
+    assert errors[True].function_error < 0.95 * errors[False].function_error
+    first = [report.layers["1"] for report in errors.values()]
+    assert first[0] == first[1]
+
+
+class Branches(nn.Module):
+    """Calls layers in another order than that of their names, two of them with the same input."""
+
+    def __init__(self):
+        super().__init__()
+        self.late, self.query, self.key, self.early = (nn.Linear(16, 16, dtype=F64) for _ in range(4))
+        self.n_passes = []
+
+    def forward(self, x):
+        self.n_passes.append(0)
+        x = self.early(x).relu()
+        x = self.query(x) * self.key(x)
+        self.n_passes[-1] += 1
+        return self.late(x.tanh())
+
+
+def test_layers_follow_the_order_of_execution_and_share_passes():
+    model, x = Branches(), torch.randn(100, 16, dtype=F64)
+    original = copy.deepcopy(model)
+    report = dt.compress(model, rank=5, data=x, repeats=0)
+    # The order; one for the first layer; then two for each of the two other groups, and two for the errors.
+    assert len(model.n_passes) == 1 + 1 + 2 + 2 + 2
+    assert model.n_passes[1:4] == [0, 0, 0]  # stopped early
+    for name, layer in report.layers.items():
+        before = record_calls(original.get_submodule(name), original, x)[0][1]
+        after = record_calls(model.get_submodule(name), model, x)[0][1]
+        assert abs(layer.output_error - relative_error(after, before)) <= 1e-10
+    once = copy.deepcopy(original)
+    once.n_passes.clear()
+    dt.compress(once, rank=5, data=x, repeats=0, sequential=False)
+    assert len(once.n_passes) == 1 + 2
+    assert report.function_error < relative_error(once(x), original(x))
+
+
+class Repeated(nn.Module):
+    """Calls a layer as often as a number in its input says, or as the layer's own output does."""
+
+    def __init__(self, by_output=False):
+        super().__init__()
+        self.first, self.again = nn.Linear(14, 14, dtype=F64), nn.Linear(14, 14, dtype=F64)
+        self.by_output = by_output
+
+    def forward(self, x):
+        y = self.first(x)
+        n = 1 + int(1e6 * float(y.detach().abs().sum())) % 5 if self.by_output else len(x) // 10
+        for _ in range(n):
+            y = self.again(y.relu())
+        return y
+
+
+def test_layers_may_be_called_several_times():
+    model = Repeated()
+    original = copy.deepcopy(model)
+    batches = list(torch.randn(60, 14, dtype=F64).split([20, 30, 10]))
+    layer = dt.compress(model, rank=4, data=batches).layers["again"]
+    pairs = [
+        (record_calls(original.again, original, x), record_calls(model.again, model, x)) for x in batches
+    ]
+    before, after = (torch.cat([y for pair in pairs for _, y in pair[i]]) for i in range(2))
+    assert len(before) == 2 * 20 + 3 * 30 + 10
+    assert abs(layer.output_error - relative_error(after, before)) <= 1e-10
+
+
+def test_calls_that_do_not_correspond_have_no_output_error():
+    report = dt.compress(
+        Repeated(by_output=True), rank=4, data=list(torch.randn(400, 14, dtype=F64).split(20))
+    )
+    assert report.layers["first"].output_error > 0
+    assert report.layers["again"].output_error is None
+    assert "  -" in str(report)
+
+
 # ---------------------------------------------------------------------------------- tolerances
 
 
@@ -231,6 +363,19 @@ def test_the_iteration_finds_the_error_of_lapack(spectrum, dtype, monkeypatch):
         least = float(exact[rank:].norm())
         floor = 100 * torch.finfo(dtype).eps * float(exact.norm())
         assert found - least <= 1e-6 * least + floor
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-5, 1e-3])
+def test_more_equal_singular_values_than_a_block_has_vectors(spread, monkeypatch):
+    monkeypatch.setattr(truncate, "_DIRECT", 100)
+    size, rank = 640, 60
+    values = 0.5 * torch.arange(1, size + 1, dtype=F64) ** -0.1
+    values[:50] = 1.0 + spread * torch.rand(50, dtype=F64)
+    left, right = (torch.linalg.qr(torch.randn(size, size, dtype=F64))[0] for _ in range(2))
+    matrix = (left * values) @ right.T
+    basis = truncate.Approximation(matrix).find_basis(rank)
+    found = truncate.squared_difference(matrix, basis, basis.T @ matrix)
+    assert found <= (1 + 4e-6) * float(values.sort(descending=True).values[rank:].square().sum())
 
 
 def test_the_iteration_does_not_depend_on_the_scale(monkeypatch):
@@ -484,6 +629,7 @@ BAD = {
     "tolerance 1": (small_network, {"tolerance": 1.0}, ValueError, "tolerance is 1"),
     "tolerance nan": (small_network, {"tolerance": float("nan")}, ValueError, "tolerance is nan"),
     "shape": (small_network, {"rank": 2, "shape": "square"}, ValueError, "shape is 'square'"),
+    "sequential": (small_network, {"rank": 2, "data": X, "sequential": "yes"}, TypeError, "sequential is"),
     "repeats": (small_network, {"rank": 2, "repeats": -1}, ValueError, "repeats is -1"),
     "no such layer": (small_network, {"layers": "nine", "rank": 2}, ValueError, "'nine' fits none"),
     "the model itself": (
@@ -603,7 +749,7 @@ BAD = {
         small_network,
         {"rank": 2, "data": X, "held_out": [X + float("inf")]},
         ValueError,
-        "held_out: the input",
+        "held_out: the output of the model",
     ),
     "no batch": (small_network, {"rank": 2, "data": []}, ValueError, "data is empty"),
     "data of another kind": (small_network, {"rank": 2, "data": 4}, TypeError, "data is int"),
@@ -724,9 +870,9 @@ def test_data_reduces_the_held_out_errors_of_trained_networks(kind):
     dt.Trainer(model, epochs=3, learning_rate=rate, batch_size=50, optimizer=rule).fit(*images.train)
     data, held_out = images.train.inputs, images.test.inputs
     reports = [
-        dt.compress(copy.deepcopy(model), rank=12, data=given, held_out=held_out, repeats=0)
+        dt.compress(copy.deepcopy(model), rank=4, data=given, held_out=held_out, repeats=0)
         for given in (None, data)
     ]
-    assert reports[1].function_error < reports[0].function_error
+    assert reports[1].function_error < 0.9 * reports[0].function_error
     for name, layer in reports[1].layers.items():
         assert layer.held_out_error < reports[0].layers[name].held_out_error, name

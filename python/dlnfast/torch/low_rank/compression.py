@@ -6,22 +6,25 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 from torch import nn
 
-from ..._support.arrays import check_choice, check_count, check_scale
+from ..._support.arrays import check_choice, check_count, check_flag, check_scale
 from .._names import match_every_name, strip_wrapper_parts
 from .._running import call_model, disable_compilation, find_device, preserve_model
 from .._weight_use import find_weight_use
 from ..layers import PENULTIMATE, LayerChoice, WeightMatrix, find_weights
-from .moments import Moment, collect_moments, iterate_inputs, list_batches
+from .moments import Moment, collect_moments
+from .passes import Group, iterate_inputs, list_batches, order_layers, run_watched
 from .replacements import (
     SHAPES,
     Form,
+    Swap,
     build_pair,
     find_obstacle,
     list_forms,
@@ -57,9 +60,13 @@ class CompressedLayer:
         Numbers of parameters, with biases.
     weight_error : float
         Relative error of the weight, ``||W - W_r||_F / ||W||_F``.
+    truncation_error : float or None
+        Part of the output error on `data` that is due to the rank: the distance of the output from that of
+        the best layer of full rank for the same inputs, relative to ``||y||_F``. None without `data`.
     output_error, held_out_error : float or None
-        Relative error of the layer's output, ``||y_r - y||_F / ||y||_F``, over the inputs that the layer has
-        in the original network on `data` and on `held_out`; y contains the bias. None without these batches.
+        Relative error of the layer's output, ``||y_r - y||_F / ||y||_F``, on `data` and on `held_out`. y_r is
+        the output in the compressed model, and y that in the original one, so that the errors contain those
+        of earlier layers. None without these batches, and if the calls in both models do not correspond.
     """
 
     kind: str
@@ -68,6 +75,7 @@ class CompressedLayer:
     parameters_before: int
     parameters_after: int
     weight_error: float
+    truncation_error: float | None
     output_error: float | None
     held_out_error: float | None
 
@@ -104,13 +112,17 @@ class Compression:
     seconds_after: float | None
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [
-            ("layer", "kind", "rank", "parameters", "weight error", "output error", "held-out error")
-        ]
+        head = "layer kind rank parameters weight-error truncation-error output-error held-out-error"
+        rows = [tuple(title.replace("-error", " error") for title in head.split())]
         for name, layer in self.layers.items():
             kind = layer.kind if layer.shape is None else f"{layer.kind}, {layer.shape}"
             count = f"{layer.parameters_before} -> {layer.parameters_after}"
-            errors = (layer.weight_error, layer.output_error, layer.held_out_error)
+            errors = (
+                layer.weight_error,
+                layer.truncation_error,
+                layer.output_error,
+                layer.held_out_error,
+            )
             rows.append(
                 (name, kind, str(layer.rank), count, *("-" if e is None else f"{e:.4g}" for e in errors))
             )
@@ -138,6 +150,7 @@ def compress(
     tolerance: float | None = None,
     data: Any = None,
     held_out: Any = None,
+    sequential: bool = True,
     shape: str = "auto",
     repeats: int = 5,
 ) -> Compression:
@@ -145,7 +158,7 @@ def compress(
 
     A layer with weight W becomes two plain PyTorch layers with r features between them, whose product is the
     best approximation of W. Without `data` it minimises the error of the weight, with `data` the error of the
-    layer's output. The model gets new parameters: make an optimiser after this call.
+    layer's output in the compressed model. The model gets new parameters: make an optimiser after this call.
 
     Parameters
     ----------
@@ -158,13 +171,17 @@ def compress(
     rank : int or mapping of str to int, optional
         Rank r of all chosen layers, or of the layers with these names; `layers` is then None.
     tolerance : float, optional
-        Largest relative error of each layer, between 0 and 1: of its weight, or of its output on `data`. Each
-        layer gets the smallest rank that fits. Either `rank` or `tolerance` is needed.
+        Largest relative error of each layer, between 0 and 1: of its weight, or the truncation error of its
+        output on `data`. Each layer gets the smallest rank that fits. Either `rank` or `tolerance` is needed.
     data : batch or iterable of batches, optional
         Inputs of the model for which the layers' outputs are to be kept. A batch is a tensor, a mapping of
         keywords, or a pair (inputs, labels), whose labels are not used; inputs may be a tuple of arguments.
     held_out : batch or iterable of batches, optional
         Other inputs, on which errors and times are measured. Default: `data`.
+    sequential : bool
+        Whether, with `data`, the layers are compressed in the order of execution, each for the inputs that it
+        has after the compression of the earlier ones. False: all layers are fitted to their inputs in the
+        original model, which needs one pass over the data, but lets the errors add up.
     shape : {"auto", "kernel-first", "kernel-last", "horizontal-first", "vertical-first"}
         Pair that replaces a convolution with weight (out, in, kh, kw). "kernel-first": kh x kw to r channels,
         then 1 x 1; the weight is the matrix (out, in kh kw). "kernel-last": 1 x 1, then kh x kw;
@@ -192,14 +209,22 @@ def compress(
 
     Notes
     -----
-    With the inputs x of a layer in the original network as the columns of X, and :math:`S = X X^T`,
+    With the inputs x of a layer as the columns of X, and :math:`S = X X^T`,
 
     .. math:: \min_{\operatorname{rank} W_r \le r} \|(W - W_r) X\|_F
 
     has the solution :math:`W_r = U_r U_r^T W` with the r leading left singular vectors of
     :math:`W S^{1/2}` (Eckart and Young; `data` None is S = I). Directions without inputs keep the projected
     weight. If the layer has a bias, S is centred, and the bias becomes
-    :math:`b + (W - W_r) \bar x`, which is optimal. The inputs of a convolution are its patches, those of an
+    :math:`b + (W - W_r) \bar x`, which is optimal.
+
+    With `sequential`, x are the inputs in the compressed model, and the layer is to have the outputs Y of the
+    original one: :math:`\|Y - W_r X\|_F` is least for the same :math:`W_r` with
+    :math:`W + (Y - W X) X^T S^{-1}` in the place of W (reduced-rank regression), so that a layer corrects
+    errors of earlier ones. In the inverse, S gets a ridge of 0.01 times its mean diagonal, because few
+    samples do not determine all directions.
+
+    The inputs of a convolution are its patches, those of an
     embedding its tokens. For the other three shapes of a convolution, the first factor comes from the moment
     of its own inputs, summed over the other axes, and the second is fitted by least squares to the layer's
     output.
@@ -208,8 +233,13 @@ def compress(
     lose 0.9 of its norm and nothing of its function.
 
     Cost: without `data`, a decomposition of each weight (a block Lanczos iteration if both sides are above
-    1024). With `data`, a forward pass, N n^2 flops and 8 n^2 bytes for a layer with n inputs at N positions
-    (n = in kh kw for a convolution), the same again for `held_out`, and O(m n^2) for each layer.
+    1024). With `data`, for a layer with n inputs and m outputs at N positions (n = in kh kw for a
+    convolution), N n (n + m) flops for the sums, O(n^2 (n + m)) for the fit, and 16 n^2 + 8 m n bytes, which
+    are released before the next layer. `sequential` runs the original and the compressed model up to the
+    layer once for each layer and batch: half as many passes over `data` as there are layers, of each model.
+    Layers with the same input (queries, keys and values) share them. Without it, one pass is enough, but the
+    memory of all layers is needed at the same time. The errors of the outputs take a pass of both models, and
+    the memory of the outputs of all layers on one batch.
 
     Examples
     --------
@@ -236,38 +266,28 @@ def compress(
         for name, value in (("data", data), ("held_out", held_out))
         if value is not None
     }
+    is_sequential = check_flag(sequential, "sequential")
     targets, unchanged = _find_targets(model, request)
-    modules = {target.name: target.module for target in targets}
-    moments = {name: collect_moments(model, modules, each, name) for name, each in batches.items()}
     pairs: list[_Pair] = []
-    for target in targets:
-        found = {name: each.get(target.name) for name, each in moments.items()}
-        pair = _compress_target(target, request, found)
-        if isinstance(pair, _Pair):
-            pairs.append(pair)
+    for target, found in _fit_targets(model, targets, request, batches.get("data"), is_sequential):
+        if isinstance(found, _Pair):
+            pairs.append(found)
         else:
-            unchanged[target.name] = pair
-    swap = _Swap(model, {id(pair.target.module): pair.module for pair in pairs})
+            unchanged[target.name] = found
+    swap = Swap(model, {id(pair.target.module): pair.module for pair in pairs})
     before = _count_parameters(model)
     measured_on = "held_out" if "held_out" in batches else "data" if "data" in batches else None
-    error: float | None = None
+    errors = {name: _measure_errors(model, swap, pairs, each, name) for name, each in batches.items()}
     seconds: tuple[float, float] | None = None
-    try:
-        if measured_on is not None:
-            error = _measure_function_error(model, swap, batches[measured_on], measured_on)
-            if n_repeats:
-                seconds = _time_forward(model, swap, batches[measured_on], measured_on, n_repeats)
-        swap.apply()
-        after = _count_parameters(model)
-    except BaseException:
-        swap.revert()
-        raise
+    if measured_on is not None and n_repeats:
+        seconds = _time_forward(model, swap, batches[measured_on], measured_on, n_repeats)
+    swap.apply()
     return Compression(
-        layers={pair.target.name: pair.report for pair in pairs},
+        layers={pair.target.name: _add_errors(pair, errors) for pair in pairs},
         unchanged=unchanged,
         parameters_before=before,
-        parameters_after=after,
-        function_error=error,
+        parameters_after=_count_parameters(model),
+        function_error=None if measured_on is None else errors[measured_on].model,
         measured_on=measured_on,
         seconds_before=None if seconds is None else seconds[0],
         seconds_after=None if seconds is None else seconds[1],
@@ -423,18 +443,20 @@ class _Fitter:
         self.target, self.moment = target, moment
         self.weight = target.read()
         self.bias = read_bias(target.module)
-        self.is_centred = moment is not None and self.bias is not None
+        is_centred = self.bias is not None
+        #: Weight that is approximated; with inherited errors it is the best one of full rank.
+        self.wanted = self.weight
         self._second: torch.Tensor | None = None
         if moment is not None:
-            self._second = moment.center() if self.is_centred else moment.second
+            self._second = moment.center() if is_centred else moment.second
+            change = moment.fit_change(is_centred)
+            if change is not None:
+                self.wanted = self.weight.double() + change.reshape(self.weight.shape)
         self._approximations: dict[Form, Approximation] = {}
 
     def reference(self) -> float:
         """Return the squared norm of the weight, or of the layer's output on the data."""
-        if self.moment is None:
-            return self.squared_norm()
-        bias = None if self.bias is None else self.bias.to(self.moment.total)
-        return self.moment.squared_output(self.weight.to(self.moment.total).flatten(1), bias)
+        return self.squared_norm() if self.moment is None else self.moment.output_square
 
     def squared_norm(self) -> float:
         """Return the squared norm of the weight."""
@@ -450,13 +472,13 @@ class _Fitter:
         if len(self.target.forms) == 1 and len(form.left) == 1:
             return _Fit(form, left, right, 0.0)  # nothing to compare it with
         if self.moment is None:
-            return _Fit(form, left, right, squared_difference(form.to_matrix(self.weight), left, right))
+            return _Fit(form, left, right, squared_difference(form.to_matrix(self.wanted), left, right))
         if len(form.left) > 1:
             left = self._refit(form, left, right)
         return _Fit(form, left, right, self.squared_error(form, left, right))
 
     def squared_error(self, form: Form, left: torch.Tensor, right: torch.Tensor) -> float:
-        """Return the squared error of the output on the data, with the best bias if there is one."""
+        """Return the squared truncation error of the output, with the best bias if there is one."""
         assert self._second is not None
         difference = self.subtract(form, left, right)
         second = self._second
@@ -464,9 +486,9 @@ class _Fitter:
         return max(float((weighted * difference).sum()), 0.0)
 
     def subtract(self, form: Form, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """Return W - W_r in float64 as a matrix (out, n)."""
+        """Return the difference from the wanted weight in float64 as a matrix (out, n)."""
         approximation = form.to_weight(left @ right, self.weight.shape)
-        return (self.weight.double() - approximation).flatten(1)
+        return (self.wanted.double() - approximation).flatten(1)
 
     def find_rank(self, form: Form, target: float, highest: int) -> _Fit | None:
         """Return the fit of the smallest rank within a squared error; None if that is above `highest`."""
@@ -497,7 +519,7 @@ class _Fitter:
             second = self._second
             if second is not None and second.ndim == 2 and len(form.left) > 1:
                 second = self._split_moment(form).diagonal(dim1=0, dim2=2).sum(-1)
-            self._approximations[form] = Approximation(form.to_matrix(self.weight), second)
+            self._approximations[form] = Approximation(form.to_matrix(self.wanted), second)
         return self._approximations[form]
 
     def _split_moment(self, form: Form) -> torch.Tensor:
@@ -514,25 +536,51 @@ class _Fitter:
         out, k = self.weight.shape[0], left.shape[0] // self.weight.shape[0]
         second = self._split_moment(form)
         size = second.shape[0] * second.shape[1]
-        weight = form.to_matrix(self.weight).double().reshape(out, -1)
+        weight = form.to_matrix(self.wanted).double().reshape(out, -1)
         fitted = refit_left(weight, second.reshape(size, size), left.reshape(out, k, -1), right)
         return fitted.reshape(left.shape)
 
 
-def _compress_target(target: _Target, request: _Request, moments: Mapping[str, Moment | None]) -> _Pair | str:
+def _fit_targets(
+    model: nn.Module,
+    targets: list[_Target],
+    request: _Request,
+    data: Iterable[Any] | None,
+    is_sequential: bool,
+) -> Iterator[tuple[_Target, _Pair | str]]:
+    """Yield each layer with its replacement, or with the reason for leaving it alone."""
+    if data is None:
+        yield from ((target, _compress_target(target, request, None)) for target in targets)
+        return
+    by_name = {target.name: target for target in targets}
+    modules = {target.name: target.module for target in targets}
+    groups = [Group(list(modules), is_called_once=False)]
+    if is_sequential:
+        groups = order_layers(model, modules, data, "data")
+    results: dict[str, _Pair | str] = {}
+    for group in groups:
+        pairs = [result for result in results.values() if isinstance(result, _Pair)]
+        swap = Swap(model, {id(pair.target.module): pair.module for pair in pairs}) if pairs else None
+        watched = {name: modules[name] for name in group.names}
+        moments = collect_moments(model, watched, data, "data", swap, stop_early=group.is_called_once)
+        for name in group.names:
+            moment = moments.pop(name, None)
+            if moment is not None:
+                results[name] = _compress_target(by_name[name], request, moment)
+            elif by_name[name].is_chosen:
+                raise ValueError(f"data does not reach layer {name!r}; wanted batches for which it is called")
+            else:
+                results[name] = "is not called on data"
+    yield from ((target, results[target.name]) for target in targets)
+
+
+def _compress_target(target: _Target, request: _Request, moment: Moment | None) -> _Pair | str:
     """Return the replacement of a layer, or the reason for leaving it alone."""
-    moment = moments.get("data")
-    if "data" in moments and moment is None:
-        if target.is_chosen:
-            raise ValueError(
-                f"data does not reach layer {target.name!r}; wanted batches for which it is called"
-            )
-        return "is not called on data"
     fitter = _Fitter(target, moment)
     fit = _choose_fit(fitter, request.tolerance)
     if fit is None:
         return f"tolerance {request.tolerance:g} does not save parameters"
-    return _make_pair(fitter, fit, moments)
+    return _make_pair(fitter, fit)
 
 
 def _choose_fit(fitter: _Fitter, tolerance: float | None) -> _Fit | None:
@@ -563,36 +611,35 @@ def _choose_fit(fitter: _Fitter, tolerance: float | None) -> _Fit | None:
     return best
 
 
-def _make_pair(fitter: _Fitter, fit: _Fit, moments: Mapping[str, Moment | None]) -> _Pair:
+def _make_pair(fitter: _Fitter, fit: _Fit) -> _Pair:
     """Build the two layers, and measure their errors with the factors as they are rounded."""
-    target, module = fitter.target, fitter.target.module
+    target, module, moment = fitter.target, fitter.target.module, fitter.moment
     dtype = fitter.weight.dtype
     left, right = (f.to(dtype).double() for f in balance_factors(fit.left, fit.right))
     bias = None if fitter.bias is None else fitter.bias.to(left)
-    new_bias = bias
-    if bias is not None and fitter.moment is not None:
-        mean = fitter.moment.total / fitter.moment.count
-        new_bias = (bias + fitter.subtract(fit.form, left, right) @ mean).to(dtype).double()
-    new = build_pair(module, fit.form, left, right, new_bias)
-    errors: dict[str, float | None] = {"data": None, "held_out": None}
-    for name, moment in moments.items():
-        if moment is not None:
-            shift = None if bias is None or new_bias is None else bias - new_bias
-            difference = fitter.subtract(fit.form, left, right)
-            weight = fitter.weight.double().flatten(1)
-            errors[name] = _divide(
-                moment.squared_output(difference, shift), moment.squared_output(weight, bias)
-            )
-    matrix = fit.form.to_matrix(fitter.weight)
+    truncation_error: float | None = None
+    if moment is not None:
+        squared = fitter.squared_error(fit.form, left, right)
+        truncation_error = _divide(squared, moment.output_square)
+        if bias is not None:
+            shift = fitter.subtract(fit.form, left, right) @ moment.total
+            if fitter.wanted is not fitter.weight and moment.gap_total is not None:
+                change = (fitter.wanted - fitter.weight.double()).flatten(1)
+                shift += moment.gap_total - change @ moment.total
+            bias = (bias + shift / moment.count).to(dtype).double()
+    new = build_pair(module, fit.form, left, right, bias)
     report = CompressedLayer(
         kind=type(module).__name__,
         shape=fit.form.shape,
         rank=fit.rank,
         parameters_before=_count_parameters(module),
         parameters_after=_count_parameters(new),
-        weight_error=_divide(squared_difference(matrix, left, right), fitter.squared_norm()),
-        output_error=errors["data"],
-        held_out_error=errors["held_out"],
+        weight_error=_divide(
+            squared_difference(fit.form.to_matrix(fitter.weight), left, right), fitter.squared_norm()
+        ),
+        truncation_error=truncation_error,
+        output_error=None,
+        held_out_error=None,
     )
     return _Pair(target, new, report)
 
@@ -604,46 +651,76 @@ def _divide(squared: float, reference: float) -> float:
     return math.sqrt(squared / reference)
 
 
-class _Swap:
-    """Exchange of modules in all their places in a model."""
+@dataclass(frozen=True)
+class _OutputErrors:
+    """Relative errors of the outputs of a model and of its layers."""
 
-    def __init__(self, model: nn.Module, new: Mapping[int, nn.Module]) -> None:
-        self._places = [
-            (parent, key, child, new[id(child)])
-            for parent in model.modules()
-            for key, child in parent._modules.items()
-            if child is not None and id(child) in new
-        ]
-
-    def apply(self) -> None:
-        for parent, key, _, replacement in self._places:
-            parent._modules[key] = replacement
-
-    def revert(self) -> None:
-        for parent, key, original, _ in self._places:
-            parent._modules[key] = original
+    model: float
+    layers: Mapping[str, float]
 
 
-def _measure_function_error(model: nn.Module, swap: _Swap, batches: Iterable[Any], name: str) -> float:
-    """Return the relative error of the model's output over batches; the modules are the new ones after it."""
-    difference = reference = 0.0
+class _OutputComparison:
+    """Differences of outputs in the original and in the compressed model, for one layer or the model."""
+
+    def __init__(self) -> None:
+        self._outputs: list[torch.Tensor] = []
+        self._difference = self._reference = 0.0
+        self.is_complete = True
+
+    def expect(self, output: torch.Tensor) -> None:
+        """Add an output of the original model."""
+        self._outputs.append(output.detach().clone())  # the model may change it in place
+
+    def compare(self, output: torch.Tensor) -> None:
+        """Add the corresponding output of the compressed model."""
+        if not self._outputs or self._outputs[0].shape != output.shape:
+            self.is_complete = False
+            return
+        wanted = self._outputs.pop(0)
+        self._difference += sum_of_squares(output.detach().double() - wanted.double())
+        self._reference += sum_of_squares(wanted)
+
+    def finish_batch(self) -> None:
+        """Compare no outputs of different batches."""
+        self.is_complete = self.is_complete and not self._outputs
+        self._outputs.clear()
+
+    def is_finite(self) -> bool:
+        """Return whether the outputs were finite."""
+        return math.isfinite(self._difference + self._reference)
+
+    def error(self) -> float:
+        """Return the relative error."""
+        return _divide(self._difference, self._reference)
+
+
+def _measure_errors(
+    model: nn.Module, swap: Swap, pairs: Sequence[_Pair], batches: Iterable[Any], name: str
+) -> _OutputErrors:
+    """Return the relative errors of the outputs of the model and of the replaced layers over batches."""
+    before = {pair.target.name: pair.target.module for pair in pairs}
+    after = {pair.target.name: pair.module for pair in pairs}
+    whole, layers = _OutputComparison(), {key: _OutputComparison() for key in before}
     for inputs in iterate_inputs(batches, name, find_device(model)):
-        swap.revert()
-        before = _run(model, inputs)
-        swap.apply()
-        after = _run(model, inputs)
-        difference += sum_of_squares(after - before)
-        reference += sum_of_squares(before)
-    if not math.isfinite(difference + reference):
+        whole.expect(_get_tensor(run_watched(model, inputs, before, lambda key, _, y: layers[key].expect(y))))
+        with swap:
+            output = run_watched(model, inputs, after, lambda key, _, y: layers[key].compare(y))
+        whole.compare(_get_tensor(output))
+        for comparison in layers.values():
+            comparison.finish_batch()
+    if not whole.is_finite():
         raise ValueError(f"{name}: the output of the model is not finite")
-    return _divide(difference, reference)
+    return _OutputErrors(whole.error(), {key: c.error() for key, c in layers.items() if c.is_complete})
 
 
-@torch.no_grad()
-def _run(model: nn.Module, inputs: Any) -> torch.Tensor:
-    """Return the output of a model in evaluation mode as a tensor."""
-    with preserve_model(model, "eval"), disable_compilation():
-        output = call_model(model, inputs)
+def _add_errors(pair: _Pair, errors: Mapping[str, _OutputErrors]) -> CompressedLayer:
+    """Return the report on a layer with the errors of its output."""
+    found = {name: each.layers.get(pair.target.name) for name, each in errors.items()}
+    return replace(pair.report, output_error=found.get("data"), held_out_error=found.get("held_out"))
+
+
+def _get_tensor(output: Any) -> torch.Tensor:
+    """Return the output of a model as a tensor."""
     if isinstance(output, Mapping):
         output = output["logits"] if "logits" in output else list(output.values())
     if isinstance(output, (tuple, list)):
@@ -652,12 +729,12 @@ def _run(model: nn.Module, inputs: Any) -> torch.Tensor:
         raise TypeError(
             f"model returns {type(output).__name__}; wanted a tensor, or a tuple or mapping with one"
         )
-    return output.detach().clone()
+    return output
 
 
 @torch.no_grad()
 def _time_forward(
-    model: nn.Module, swap: _Swap, batches: Iterable[Any], name: str, repeats: int
+    model: nn.Module, swap: Swap, batches: Iterable[Any], name: str, repeats: int
 ) -> tuple[float, float]:
     """Return the median seconds of a forward pass of the original and of the compressed model."""
     device = find_device(model)
@@ -665,14 +742,16 @@ def _time_forward(
     seconds: tuple[list[float], list[float]] = [], []
     with preserve_model(model, "eval"), disable_compilation():
         for number in range(repeats + 1):
-            for each, exchange in zip(seconds, (swap.revert, swap.apply), strict=True):
-                exchange()
-                _synchronize(device)
-                start = time.perf_counter()
-                call_model(model, inputs)
-                _synchronize(device)
+            contexts: tuple[AbstractContextManager[None], ...] = nullcontext(), swap
+            for each, exchange in zip(seconds, contexts, strict=True):
+                with exchange:
+                    _synchronize(device)
+                    start = time.perf_counter()
+                    call_model(model, inputs)
+                    _synchronize(device)
+                    taken = time.perf_counter() - start
                 if number:  # the first pass warms up
-                    each.append(time.perf_counter() - start)
+                    each.append(taken)
     return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 

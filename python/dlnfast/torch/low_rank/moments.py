@@ -1,29 +1,35 @@
 # SPDX-License-Identifier: MIT
-"""Second moments of the inputs of layers on data, and errors of layers that follow from them."""
+"""Second moments of the inputs of layers on data, and of the errors that layers inherit."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .._running import call_model, disable_compilation, find_device, move_inputs, preserve_model
-from .truncate import get_double_device
+from .._running import find_device
+from .passes import iterate_inputs, run_watched
+from .replacements import Swap
+from .truncate import get_double_device, sum_of_squares
 
 #: Most numbers of unfolded patches in memory at a time: 64 MB in float64.
 _CHUNK: Final = 2**23
 
-_T = TypeVar("_T")
+#: Ridge of the fit of a whole weight, relative to the mean square of an input.
+_RIDGE: Final = 0.01
 
 
 @dataclass(frozen=True, eq=False)
 class Moment:
     """Sums over the N input vectors x of a layer; for convolutions these are the unfolded patches.
+
+    x belongs to the model in which earlier layers are compressed, ``W x + b`` is the layer's output on it,
+    and y is its output in the original model.
 
     Attributes
     ----------
@@ -33,43 +39,75 @@ class Moment:
         Sum of x.
     second : Tensor of float64, shape (n, n) or (n,)
         Sum of ``x x^T``; the diagonal for embeddings, whose inputs are unit vectors.
+    output_square : float
+        Sum of ``||y||^2``.
+    gap_total : Tensor of float64, shape (m,), or None
+        Sum of the inherited errors ``e = y - (W x + b)``. None if both models give the layer the same inputs,
+        or other numbers of them.
+    gap_cross : Tensor of float64, shape (m, n), or None
+        Sum of ``e x^T``.
     """
 
     count: int
     total: torch.Tensor
     second: torch.Tensor
+    output_square: float
+    gap_total: torch.Tensor | None = None
+    gap_cross: torch.Tensor | None = None
 
     def center(self) -> torch.Tensor:
         """Return the sum of ``(x - mean) (x - mean)^T``; only for a moment that is no diagonal."""
         return self.second - torch.outer(self.total, self.total / self.count)
 
-    def squared_output(self, weight: torch.Tensor, bias: torch.Tensor | None) -> float:
-        """Return the sum of ``||W x + b||^2``, for W (m, n) and b (m,) in float64."""
-        weighted = weight * self.second if self.second.ndim == 1 else weight @ self.second
-        result = float((weighted * weight).sum())
-        if bias is not None:
-            result += 2.0 * float(bias @ (weight @ self.total)) + self.count * float(bias @ bias)
-        return max(result, 0.0)  # rounding
+    def fit_change(self, is_centred: bool) -> torch.Tensor | None:
+        r"""Return the change of the weight that corrects inherited errors best, shape (m, n).
+
+        Ridge regression of e on x, :math:`E (S + \lambda I)^{-1}` with :math:`E = \sum e x^T`,
+        :math:`S = \sum x x^T` and :math:`\lambda = 0.01 \operatorname{tr} S / n`. None if it is zero.
+
+        Parameters
+        ----------
+        is_centred : bool
+            Whether the means of e and x are subtracted, for layers with a bias.
+        """
+        if self.gap_cross is None or self.gap_total is None:
+            return None
+        cross = self.gap_cross
+        if is_centred:
+            cross = cross - torch.outer(self.gap_total, self.total / self.count)
+        second = self.center() if is_centred else self.second.clone()
+        second.diagonal().add_(_RIDGE * float(second.diagonal().mean()))
+        lower, info = torch.linalg.cholesky_ex(second)
+        return None if int(info) else torch.cholesky_solve(cross.T, lower).T
 
 
-@torch.no_grad()
 def collect_moments(
-    model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any], name: str
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Any],
+    name: str,
+    swap: Swap | None = None,
+    *,
+    stop_early: bool = False,
 ) -> dict[str, Moment]:
-    """Return the moments of the inputs of layers, summed in float64 in one pass in evaluation mode.
+    """Return the moments of the inputs of layers, summed in float64 in one pass over the batches.
 
     Layers that were not called are left out.
 
     Parameters
     ----------
     model : Module
-        Model to run; it is restored afterwards.
+        Original model, in evaluation mode during the passes; it is restored afterwards.
     layers : dict of str to Module
         Layers to watch, by name.
     batches : iterable
         Batches as `iterate_inputs` reads them.
     name : str
         Name of the argument with the batches, for messages.
+    swap : Swap, optional
+        Replacement of earlier layers. Default: the moments are those of the original model.
+    stop_early : bool
+        Whether each pass stops when all layers have been called once.
 
     Raises
     ------
@@ -77,81 +115,50 @@ def collect_moments(
         For inputs that are not finite, and if there is no batch.
     """
     sums: dict[str, _Sum] = {}
-
-    def watch(key: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if key not in sums:
-                sums[key] = _Sum(module)
-            sums[key].add(args[0] if args else next(iter(kwargs.values())))
-
-        return hook
-
-    handles = [
-        module.register_forward_pre_hook(watch(key), with_kwargs=True) for key, module in layers.items()
-    ]
-    try:
-        for inputs in iterate_inputs(batches, name, find_device(model)):
-            with preserve_model(model, "eval"), disable_compilation():
-                call_model(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    n_calls = len(layers) if stop_early else None
+    for inputs in iterate_inputs(batches, name, find_device(model)):
+        _add_batch(sums, model, inputs, layers, swap, n_calls)
     for key, entry in sums.items():
-        if not math.isfinite(float(entry.second.sum())):
+        if not entry.is_finite():
             raise ValueError(f"{name}: the input of layer {key!r} is not finite")
-    return {key: Moment(entry.count, entry.total, entry.second) for key, entry in sums.items()}
+    return {key: entry.finish() for key, entry in sums.items() if entry.count}
 
 
-def list_batches(data: Any, name: str) -> Iterable[Any]:
-    """Return a single batch, or any iterable of batches, as an iterable that allows several passes.
+def _add_batch(
+    sums: dict[str, _Sum],
+    model: nn.Module,
+    inputs: Any,
+    layers: Mapping[str, nn.Module],
+    swap: Swap | None,
+    n_calls: int | None,
+) -> None:
+    """Add the calls of layers on one batch to the sums."""
+    outputs: dict[str, list[torch.Tensor]] = {key: [] for key in layers}
 
-    A batch is a tensor (the input), a mapping (keywords of the model), or a tuple (inputs, labels). An
-    iterator is read into a list.
+    def watch(key: str, x: torch.Tensor, y: torch.Tensor) -> None:
+        _find_sum(sums, key, layers[key]).add_output(y)
+        if swap is None:
+            sums[key].add(x)
+        else:
+            outputs[key].append(y.clone())  # the model may change it in place
 
-    Raises
-    ------
-    TypeError
-        For anything else.
-    """
-    if isinstance(data, (torch.Tensor, Mapping)) or type(data) is tuple:
-        return [data]
-    if not isinstance(data, Iterable) or isinstance(data, (str, bytes)):
-        raise TypeError(
-            f"{name} is {type(data).__name__}; wanted a batch (a tensor, a mapping, or a tuple of inputs and "
-            "labels) or an iterable of batches"
-        )
-    return list(data) if iter(data) is data else data
+    def compare(key: str, x: torch.Tensor, y: torch.Tensor) -> None:
+        wanted = outputs[key].pop(0) if outputs[key] else None
+        _find_sum(sums, key, layers[key]).add(x, y, wanted)
+
+    run_watched(model, inputs, layers, watch, n_calls=n_calls)
+    if swap is not None:
+        with swap:
+            run_watched(model, inputs, layers, compare, n_calls=n_calls)
+        for key, left in outputs.items():
+            if left:
+                sums[key].drop_gap()
 
 
-def iterate_inputs(batches: Iterable[Any], name: str, device: torch.device) -> Iterator[Any]:
-    """Yield the inputs of each batch on the device, without labels.
-
-    Raises
-    ------
-    TypeError
-        For a batch of another kind.
-    ValueError
-        If there is no batch.
-    """
-    empty = True
-    for batch in batches:
-        empty = False
-        inputs = batch
-        if isinstance(batch, (tuple, list)):
-            if len(batch) not in (1, 2):
-                raise TypeError(
-                    f"{name} has a batch of {len(batch)} parts; wanted (inputs, labels), where inputs may be "
-                    "a tuple of several arguments"
-                )
-            inputs = batch[0]
-        if not isinstance(inputs, (torch.Tensor, Mapping, tuple, list)):
-            raise TypeError(
-                f"{name} has a batch with inputs of type {type(inputs).__name__}; wanted a tensor, a "
-                "mapping, or a tuple of arguments"
-            )
-        yield move_inputs(inputs, device)
-    if empty:
-        raise ValueError(f"{name} is empty; wanted at least one batch")
+def _find_sum(sums: dict[str, _Sum], key: str, module: nn.Module) -> _Sum:
+    if key not in sums:
+        sums[key] = _Sum(module)
+    return sums[key]
 
 
 class _Sum:
@@ -171,28 +178,65 @@ class _Sum:
         self.count = 0
         self.total = torch.zeros(size, dtype=torch.float64, device=device)
         self.second = self.total.clone() if self._is_embedding else self.total.new_zeros(size, size)
+        self._output_square = 0.0
+        self._gap: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._has_gap = not self._is_embedding
 
-    def add(self, x: torch.Tensor) -> None:
-        """Add the inputs of one call; inputs of another width are left to the layer's own error."""
+    def add_output(self, y: torch.Tensor) -> None:
+        """Add the output of one call in the original model."""
+        self._output_square += sum_of_squares(y)
+
+    def add(self, x: torch.Tensor, y: torch.Tensor | None = None, wanted: torch.Tensor | None = None) -> None:
+        """Add the inputs x of one call, its output y, and the corresponding output in the original model."""
         if self._is_embedding:
             counts = torch.bincount(x.flatten().to(self.total.device), minlength=len(self.total)).double()
             self.count += x.numel()
             self.total += counts
             self.second += counts
             return
-        if not self._has_wanted_width(x):
-            return
+        errors = None
+        if y is not None:
+            if wanted is None or wanted.shape != y.shape:
+                self.drop_gap()
+            elif self._has_gap and not torch.equal(y, wanted):
+                errors = self._flatten_output(wanted).to(self.total) - self._flatten_output(y).to(self.total)
+        start = 0
         for rows in self._list_rows(x):
             values = rows.to(self.total)
             self.count += len(values)
             self.total += values.sum(0)
             self.second.addmm_(values.T, values)
+            if errors is not None:
+                self._add_gap(errors[start : start + len(values)], values)
+            start += len(values)
 
-    def _has_wanted_width(self, x: torch.Tensor) -> bool:
+    def drop_gap(self) -> None:
+        """Ignore inherited errors, because the calls in the two models do not correspond."""
+        self._gap, self._has_gap = None, False
+
+    def is_finite(self) -> bool:
+        """Return whether all sums are finite."""
+        sums = [float(self.second.sum())]
+        if self._gap is not None:
+            sums.append(float(self._gap[1].sum()))
+        return all(map(math.isfinite, sums))
+
+    def finish(self) -> Moment:
+        """Return the moment."""
+        return Moment(self.count, self.total, self.second, self._output_square, *(self._gap or (None, None)))
+
+    def _add_gap(self, errors: torch.Tensor, values: torch.Tensor) -> None:
+        if self._gap is None:
+            width = errors.shape[1]
+            self._gap = self.total.new_zeros(width), self.total.new_zeros(width, len(self.total))
+        self._gap[0].add_(errors.sum(0))
+        self._gap[1].addmm_(errors.T, values)
+
+    def _flatten_output(self, y: torch.Tensor) -> torch.Tensor:
+        """Return output vectors as rows, in the order of the inputs."""
         if isinstance(self._module, nn.modules.conv._ConvNd):
-            n_axes = len(self._module.kernel_size)
-            return x.ndim > n_axes and x.shape[-n_axes - 1] == self._module.in_channels
-        return x.ndim > 0 and x.shape[-1] == len(self.total)
+            y = y.movedim(-len(self._module.kernel_size) - 1, -1)
+        return y.reshape(-1, y.shape[-1])
 
     def _list_rows(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield input vectors as rows (k, n), in chunks that fit into the memory for patches."""

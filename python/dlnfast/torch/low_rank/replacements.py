@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -174,6 +175,44 @@ def _build_convolutions(
         second,
         (first_weight.reshape(first.weight.shape), second_weight.reshape(second.weight.shape)),
     )
+
+
+class Swap(AbstractContextManager[None]):
+    """Exchange of modules in all their places in a model; as a context, for the time of a block.
+
+    Parameters
+    ----------
+    model : Module
+        Model with the original modules.
+    new : mapping of int to Module
+        Replacements by the id of the original module.
+    """
+
+    def __init__(self, model: nn.Module, new: Mapping[int, nn.Module]) -> None:
+        self._places = [
+            (parent, key, child, new[id(child)])
+            for parent in model.modules()
+            for key, child in parent._modules.items()
+            if child is not None and id(child) in new
+        ]
+
+    def apply(self) -> None:
+        """Put the replacements in."""
+        for parent, key, _, replacement in self._places:
+            parent._modules[key] = replacement
+
+    def revert(self) -> None:
+        """Put the original modules back."""
+        for parent, key, original, _ in self._places:
+            parent._modules[key] = original
+
+    def __enter__(self) -> None:
+        """Put the replacements in."""
+        self.apply()
+
+    def __exit__(self, *_: object) -> None:
+        """Put the original modules back."""
+        self.revert()
 
 
 @dataclass(frozen=True)

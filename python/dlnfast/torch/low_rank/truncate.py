@@ -20,8 +20,13 @@ _DIRECT: Final = 1024
 #: Largest rank, relative to the smaller side, that the iteration looks for; above it, the Gram matrix is
 #: decomposed.
 _ITERATED_SHARE: Final = 0.125
-#: Surplus vectors of each block of the iteration.
+#: Surplus vectors of a block that has more of them than eigenvectors are wanted.
 _SURPLUS: Final = 8
+#: Least width of a block that is narrower. Products with fewer vectors take longer per vector.
+_NARROW: Final = 32
+#: Relative distance below which eigenvalues count as equal.
+_CLUSTER: Final = 2e-3
+#: Most vectors of the iteration per vector of a wide block.
 _MAX_BLOCKS: Final = 40
 #: Error of the iteration: estimated relative excess of the squared error over its minimum.
 _EXCESS: Final = 4e-6
@@ -59,8 +64,8 @@ class Approximation:
     -----
     Cost: a decomposition in float64, O(m n min(m, n)), if a side is at most 1024. Larger matrices are
     decomposed by block Lanczos iteration on ``M S M^T`` with full reorthogonalisation, which multiplies M
-    a few times by r + 8 vectors, or, for ranks above an eighth of the smaller side, by an eigendecomposition
-    of a Gram matrix.
+    by some hundreds of vectors for r = 64, or, for ranks above an eighth of the smaller side, by an
+    eigendecomposition of a Gram matrix.
     """
 
     def __init__(self, matrix: torch.Tensor, second: torch.Tensor | None = None) -> None:
@@ -162,10 +167,11 @@ def find_leading(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return leading eigenvectors (size, rank) and eigenvalues of a positive semidefinite matrix G.
 
-    Block Lanczos iteration with full reorthogonalisation. Blocks have more vectors than are wanted, so that
-    equal eigenvalues are found. It ends when the sum of the eigenvalues that are missed by the approximation,
-    ``total - sum``, is estimated to be within 4e-6 of its minimum; the estimate extrapolates the last changes
-    as a geometric series.
+    Block Lanczos iteration with full reorthogonalisation. Narrow blocks need fewer products, because the
+    polynomials have a higher degree, but find at most as many equal eigenvalues as they have vectors. If as
+    many are nearly equal, the iteration is repeated with more vectors than are wanted. It ends when the sum
+    of the eigenvalues that are missed by the approximation, ``total - sum``, is estimated to be within 4e-6
+    of its minimum; the estimate extrapolates the last changes as a geometric series.
 
     Parameters
     ----------
@@ -183,46 +189,68 @@ def find_leading(
     The subspace iteration of `dlnfast._problem.factors.leading_factors` uses only the newest block. For
     spectra without gaps, such as those of Gaussian matrices, it needs several times as many products.
     """
-    width = rank + _SURPLUS
-    n_blocks = min(_MAX_BLOCKS, size // width)
+    wide = rank + _SURPLUS
+    width = min(wide, max(_NARROW, rank // 2))
+    vectors, values = _run_lanczos(apply, size, rank, width, total, like)
+    firsts, lasts = values[: rank - width + 1], values[width - 1 :]
+    if width < wide and bool((firsts - lasts <= _CLUSTER * firsts).any()):
+        vectors, values = _run_lanczos(apply, size, rank, wide, total, like)
+    return vectors, values
+
+
+def _run_lanczos(
+    apply: _Apply, size: int, rank: int, width: int, total: float, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run `find_leading` with blocks of this width."""
+    n_blocks = min(_MAX_BLOCKS * (rank + _SURPLUS), size) // width
     generator = torch.Generator().manual_seed(0)
 
     def draw(count: int) -> torch.Tensor:
         return torch.randn(count, size, generator=generator, dtype=torch.float64).to(like)
 
     basis = like.new_empty(n_blocks * width, size)
-    projected = like.new_zeros(n_blocks * width, n_blocks * width)
+    parts: list[torch.Tensor] = []
     # One product first: the Lanczos space then starts with vectors close to the wanted ones.
     block, _ = orthonormalise(apply(draw(width)))
     epsilon = 8 * float(torch.finfo(like.dtype).eps)
     checks: list[tuple[int, float]] = []
-    check_at, used = 2, 0
+    first = -(-rank // width)
+    check_at, used = 2 * first, 0
     for number in range(1, n_blocks + 1):
         start, used = used, used + width
         basis[start:used] = block
         image = apply(block)
         # G is block tridiagonal in this basis.
         recent = basis[max(start - width, 0) : used]
-        part = image @ recent.T
-        projected[start:used, max(start - width, 0) : used] = part
-        projected[max(start - width, 0) : used, start:used] = part.T
+        parts.append(image @ recent.T)
         if number == check_at:
-            checks.append(
-                (number, float(torch.linalg.eigvalsh(projected[:used, :used])[-rank:].double().sum()))
-            )
+            values = torch.linalg.eigvalsh(_assemble(parts))[-rank:]
+            checks.append((number, float(values.double().sum())))
             wanted = max(_EXCESS * (total - checks[-1][1]), epsilon * total)
             excess, ratio = _extrapolate(checks)
             if excess <= wanted:
                 break
             # Lanczos iteration converges faster than a geometric series.
             steps = math.log(wanted / excess) / math.log(ratio) if ratio else 1.0
-            check_at += min(max(1, int(0.7 * steps)), 3)
+            check_at += min(max(1, int(0.7 * steps)), 3 * first)
         if number == n_blocks:
             break
-        block = _find_new_directions(image - part @ recent, basis[:used], image, draw)
-    energies, vectors = torch.linalg.eigh(projected[:used, :used])
+        block = _find_new_directions(image - parts[-1] @ recent, basis[:used], image, draw)
+    energies, vectors = torch.linalg.eigh(_assemble(parts))
     chosen = vectors[:, -rank:].flip(1)
     return (basis[:used].T @ chosen).double(), energies[-rank:].double().flip(0).clamp_min(0.0)
+
+
+def _assemble(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Return the symmetric block tridiagonal matrix, whose rows of blocks up to the diagonal are `parts`."""
+    width = len(parts[0])
+    matrix = parts[0].new_zeros(len(parts) * width, len(parts) * width)
+    for number, part in enumerate(parts):
+        rows = slice(number * width, (number + 1) * width)
+        columns = slice((number + 1) * width - part.shape[1], (number + 1) * width)
+        matrix[rows, columns] = part
+        matrix[columns, rows] = part.T
+    return matrix
 
 
 def _find_new_directions(
