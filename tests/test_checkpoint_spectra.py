@@ -96,6 +96,21 @@ def test_distances_are_passed_for_large_matrices(monkeypatch):
     assert found.trajectory().tracking("wide")["refreshed"].tolist() == [True, False, False, False]
 
 
+@pytest.mark.parametrize(("with_base", "n_updates"), [(False, 7), (True, 8)])
+def test_the_first_step_is_not_decomposed_twice(monkeypatch, with_base, n_updates):
+    """Without a base it is the change of the second checkpoint, too."""
+    calls = []
+    update = dln.SVDTracker.update
+    monkeypatch.setattr(
+        dln.SVDTracker, "update", lambda self, *a, **k: calls.append(self) or update(self, *a, **k)
+    )
+    states, base = [state_dict(step) for step in range(3)], state_dict(7) if with_base else None
+    found = checkpoint_spectra(states, layers="wide", k=4, base=base)
+    assert len(calls) == n_updates
+    for of in ("weights", "change", "step"):
+        check_values(found, states, of, base, names=["wide"])
+
+
 def test_one_pass_decomposes_what_is_chosen():
     states = [state_dict(step) for step in range(3)]
     found = checkpoint_spectra(states, of=["step", "weights"], layers=["wide", re.compile("^sm")], k=2)
