@@ -371,7 +371,10 @@ def test_the_layouts_of_peft_are_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"use_dora": True}, "is DoRA; wanted LORA"), ({"peft_type": "IA3"}, "is IA3; wanted LORA")],
+    [
+        ({"use_dora": True}, "has use_dora: DoRA rescales.*wanted plain LoRA"),
+        ({"peft_type": "IA3"}, "of type IA3, which scales activations; wanted LORA"),
+    ],
 )
 def test_other_adapters_are_refused(tmp_path, config, message):
     folder = save_adapter(tmp_path / "adapter", factors(0, {"fc": (8, 6)}), **config)
