@@ -150,7 +150,7 @@ def test_a_change_that_is_alike_on_shuffled_labels_is_no_evidence():
             shuffled[2].weight.add_(low_rank(rank))
         report = dt.subspace_report(model, start, rank=2, layers="2", evaluate=evaluate, shuffled=shuffled)
         assert report.layers["2"].learns_in_subspace is learns
-        assert ("no effect of what there is to learn" in str(report)) == (learns is None)
+        assert ("need not be an effect of what there is to learn" in str(report)) == (learns is None)
     alone = dt.subspace_report(model, start, rank=2, layers="2", evaluate=evaluate)
     assert alone.layers["2"].margin is None
     assert "not compared with shuffled labels" in str(alone)

@@ -36,6 +36,8 @@ _TOLERANCE: Final = 1e-8
 _N_DIRECTIONS: Final = 64
 #: If the rest of a change keeps this share of the gain too, each of both parts is enough.
 _REDUNDANT: Final = 0.5
+#: Largest part of a change outside of 2K directions, relative to that with shuffled labels, for a verdict.
+_CONTRAST: Final = 0.5
 #: Number of standard errors by which the mean over samples of a difference has to differ from zero.
 _N_ERRORS: Final = 2.0
 
@@ -199,7 +201,7 @@ def subspace_report(
         Numbers k of the functional test. Default: 1, K / 2, K, 2 K, 4 K and 8 K. 2 K is always among them.
     shuffled : Module or SpectralTracker, optional
         Equal network, trained in the same way from the same start on shuffled labels. A layer whose change is
-        as concentrated there gets no verdict of a small subspace.
+        nearly as concentrated there gets no verdict of a small subspace.
     kept : float
         Share of what the layer gained that has to remain for a verdict of a small subspace.
     least_gain : float
@@ -231,8 +233,8 @@ def subspace_report(
     Two controls can refuse a verdict. With scores of the samples, the margin is the mean of
     ``c - s - kept (f - s)``, where c is the score of a sample with the cut change, s with the layer at its
     start, and f with the whole change. Below two standard errors in size, the samples are too few. With
-    `shuffled`, a layer whose change has at least the same share in 2K directions by training on shuffled
-    labels shows nothing: its small subspace is no effect of what there is to learn.
+    `shuffled`, the part of the change outside of 2K directions has to be at most half of that by training on
+    shuffled labels; otherwise the small subspace need not be an effect of what there is to learn.
 
     Cost per layer: two leading decompositions of min(8 K, smaller side) values, and
     ``2 len(ranks) + 1`` evaluations of the model; memory: two copies of the weight. Yaras et al.,
@@ -589,9 +591,9 @@ def _judge(
         return None, f"{head}: not answered. Each of both parts of the change is enough: {tests}"
     if layer.shuffled_share is None:
         tests += "; not compared with shuffled labels"
-    elif layer.shuffled_share[size] >= layer.share[size]:
+    elif 1.0 - layer.share[size] > _CONTRAST * (1.0 - layer.shuffled_share[size]):
         return None, (
-            f"{head}: not answered. {enough[0]} directions are enough, but with shuffled labels it is as "
-            f"concentrated, so that this is no effect of what there is to learn: {tests}"
+            f"{head}: not answered. {enough[0]} directions are enough, but with shuffled labels the change "
+            f"is nearly as concentrated, so that they need not be an effect of what there is to learn: {tests}"
         )
     return True, f"{head}: learned in a small subspace. {enough[0]} directions are enough: {tests}"
