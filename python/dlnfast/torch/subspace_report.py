@@ -594,6 +594,6 @@ def _judge(
     elif 1.0 - layer.share[size] > _CONTRAST * (1.0 - layer.shuffled_share[size]):
         return None, (
             f"{head}: not answered. {enough[0]} directions are enough, but with shuffled labels the change "
-            f"is nearly as concentrated, so that they need not be an effect of what there is to learn: {tests}"
+            f"is nearly as concentrated, which need not be an effect of what there is to learn: {tests}"
         )
     return True, f"{head}: learned in a small subspace. {enough[0]} directions are enough: {tests}"
