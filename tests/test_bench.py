@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from helpers.optional_packages import import_torch
 
-from dlnfast.benchmarks import cases, peers, record, tables
+from dlnfast.benchmarks import cases, checkpoints, peers, record, tables
 from dlnfast.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -384,3 +384,26 @@ def test_errors_name_bad_arguments(tmp_path, monkeypatch, capsys, options, messa
     Path("unknown.json").write_text('{"results": [{"case": "x"}]}')
     assert main(["bench", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("peer", "package"),
+    [(name, peer.package) for name, peer in checkpoints._PEERS.items()],
+)
+def test_programs_that_decompose_checkpoints(tmp_path, peer, package):
+    """All find the same matrices; programs that are not installed are left out of the case."""
+    torch = pytest.importorskip("torch", reason="PyTorch is optional")
+    paths = []
+    for step in range(3):
+        state = {
+            "fc.weight": torch.randn(20, 30),
+            "conv": torch.randn(12, 4, 3, 3),
+            "fc.bias": torch.ones(20),
+        }
+        paths.append(tmp_path / f"step_{step}.pt")
+        torch.save(state, paths[-1])
+    pytest.importorskip(package, reason=f"{package} is optional")
+    found = checkpoints.decompose(peer, [str(path) for path in paths])
+    assert found["matrices"] == 6
+    assert found["seconds"] > 0
+    assert found["peak_bytes"] > 0

@@ -96,6 +96,21 @@ def test_distances_are_passed_for_large_matrices(monkeypatch):
     assert found.trajectory().tracking("wide")["refreshed"].tolist() == [True, False, False, False]
 
 
+@pytest.mark.parametrize(("with_base", "n_updates"), [(False, 7), (True, 8)])
+def test_the_first_step_is_not_decomposed_twice(monkeypatch, with_base, n_updates):
+    """Without a base it is the change of the second checkpoint, too."""
+    calls = []
+    update = dln.SVDTracker.update
+    monkeypatch.setattr(
+        dln.SVDTracker, "update", lambda self, *a, **k: calls.append(self) or update(self, *a, **k)
+    )
+    states, base = [state_dict(step) for step in range(3)], state_dict(7) if with_base else None
+    found = checkpoint_spectra(states, layers="wide", k=4, base=base)
+    assert len(calls) == n_updates
+    for of in ("weights", "change", "step"):
+        check_values(found, states, of, base, names=["wide"])
+
+
 def test_one_pass_decomposes_what_is_chosen():
     states = [state_dict(step) for step in range(3)]
     found = checkpoint_spectra(states, of=["step", "weights"], layers=["wide", re.compile("^sm")], k=2)
@@ -379,7 +394,10 @@ def test_the_layouts_of_peft_are_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"use_dora": True}, "is DoRA; wanted LORA"), ({"peft_type": "IA3"}, "is IA3; wanted LORA")],
+    [
+        ({"use_dora": True}, "has use_dora: DoRA rescales.*wanted plain LoRA"),
+        ({"peft_type": "IA3"}, "of type IA3, which scales activations; wanted LORA"),
+    ],
 )
 def test_other_adapters_are_refused(tmp_path, config, message):
     folder = save_adapter(tmp_path / "adapter", factors(0, {"fc": (8, 6)}), **config)

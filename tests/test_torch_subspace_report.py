@@ -123,6 +123,56 @@ def test_a_change_of_which_each_part_is_enough_is_no_evidence():
     assert "Each of both parts of the change is enough" in report.layers["2"].verdict
 
 
+@pytest.mark.parametrize(("n_samples", "learns"), [(400, True), (20, None)])
+def test_few_samples_give_no_verdict(n_samples, learns):
+    """The scores of 400 samples show that the gain is kept, those of 20 do not."""
+    model, start = changed(2, noise=0.02)
+    agreement = Agreement(model)
+
+    def evaluate(model):
+        return (model(agreement.inputs).argmax(1) == agreement.labels)[:n_samples]
+
+    layer = dt.subspace_report(model, start, rank=2, layers="2", evaluate=evaluate, kept=0.85).layers["2"]
+    assert layer.learns_in_subspace is learns
+    assert ("samples are too few" in layer.verdict) == (learns is None)
+    with torch.no_grad():
+        full = evaluate(model).double().numpy()
+    least = layer.scores[0] + 0.85 * (full.mean() - layer.scores[0])
+    assert layer.margin == pytest.approx(layer.scores[4] - least)
+    assert layer.margin_error == pytest.approx(0.4 / math.sqrt(n_samples), rel=1)
+
+
+def test_a_change_that_is_alike_on_shuffled_labels_is_no_evidence():
+    model, start = changed(2, noise=0.01)
+    evaluate = Agreement(model)
+    for rank, learns in ((1, None), (40, True)):
+        shuffled = network()
+        shuffled.load_state_dict(start)
+        with torch.no_grad():
+            shuffled[2].weight.add_(low_rank(rank))
+        report = dt.subspace_report(model, start, rank=2, layers="2", evaluate=evaluate, shuffled=shuffled)
+        assert report.layers["2"].learns_in_subspace is learns
+        assert ("need not be an effect of what there is to learn" in str(report)) == (learns is None)
+    alone = dt.subspace_report(model, start, rank=2, layers="2", evaluate=evaluate)
+    assert alone.layers["2"].margin is None
+    assert "not compared with shuffled labels" in str(alone)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        ([(3, 3)], r"an array of shape \(3, 3\)"),
+        ([(0,)], "wanted a finite number"),
+        ([(5,), (4,)], "4 scores after 5"),
+    ],
+)
+def test_scores_of_samples_are_checked(sizes, text):
+    model, start = changed(2)
+    scores = iter([torch.ones(size) for size in sizes])
+    with pytest.raises(ValueError, match=text):
+        dt.subspace_report(model, start, rank=2, layers="2", evaluate=lambda model: next(scores))
+
+
 def test_layers_are_cut_one_by_one_and_together():
     model = network()
     start = copy_of(model)
@@ -223,9 +273,9 @@ def test_trackers_and_shuffled_labels():
         ({"least_gain": -0.1}, ValueError, "least_gain"),
         ({"largest_part": 0.0}, ValueError, "largest_part"),
         ({"evaluate": 0.9}, TypeError, "evaluate is float; wanted a function"),
-        ({"evaluate": lambda model: None}, TypeError, "evaluate returns is None; wanted a number"),
-        ({"evaluate": lambda model: {"accuracy": 1.0}}, TypeError, "evaluate returns is {'accuracy'"),
-        ({"evaluate": lambda model: math.nan}, ValueError, "evaluate returns is nan"),
+        ({"evaluate": lambda model: None}, TypeError, "evaluate returned None; wanted a number"),
+        ({"evaluate": lambda model: {"accuracy": 1.0}}, TypeError, "evaluate returned {'accuracy'"),
+        ({"evaluate": lambda model: math.nan}, ValueError, "evaluate returned nan"),
         ({"layers": "nothing"}, ValueError, "'nothing' fits none"),
     ],
 )

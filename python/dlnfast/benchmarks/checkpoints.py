@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-import json
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -14,23 +16,158 @@ from typing import Any, Final
 from . import record
 from .options import Options
 
-#: Decompose the checkpoints in a process of its own, for its peak memory.
-_PROGRAM: Final = """
-import json, sys, time
-from pathlib import Path
-import torch
-import dlnfast as dln
-from dlnfast.benchmarks import record
-peer, folder = sys.argv[1], Path(sys.argv[2])
-start = time.perf_counter()
-if peer == "dlnfast":
-    dln.torch.checkpoint_spectra(folder, of="weights")
-else:
-    for path in sorted(folder.iterdir()):
-        for tensor in torch.load(path, weights_only=True, mmap=True).values():
-            torch.linalg.svdvals(tensor)
-print(json.dumps({"seconds": time.perf_counter() - start, "peak_bytes": record.peak_bytes()}))
-"""
+#: Numbers of layers of bert-large that are written for all programs, and for dlnfast and a plain loop.
+_FEW_LAYERS, _ALL_LAYERS = 2, 24
+#: Width of bert-large.
+_WIDTH: Final = 1024
+_QUICK_WIDTH: Final = 128
+
+
+# ------------------------------------------------------------------------------------------------- peers
+
+
+@dataclass(frozen=True)
+class _Peer:
+    """A program that decomposes checkpoints: `decompose` takes their paths, and returns a number of matrices.
+
+    `module` is imported before the time is measured; the peer is left out if `package` is not installed.
+    """
+
+    package: str
+    module: str
+    decompose: Callable[[Sequence[str]], int]
+
+
+def _read(path: str) -> dict[str, Any]:
+    """Return all matrices of a checkpoint; files are mapped into memory, and read by need."""
+    from ..torch._checkpoint_files import LazyTensors, open_file
+
+    tensors = LazyTensors(open_file(Path(path)))
+    values = {name: tensors[name] for name in tensors}
+    return {name: x.flatten(1) for name, x in values.items() if x.ndim > 1 and x.is_floating_point()}
+
+
+def _by_dlnfast(paths: Sequence[str], kinds: Sequence[str] = ("weights",)) -> int:
+    from ..torch import checkpoint_spectra
+
+    found = checkpoint_spectra(list(paths), of=kinds)  # type: ignore[arg-type]
+    return len(found.layers) * len(paths)
+
+
+def _by_loop(paths: Sequence[str]) -> int:
+    """Compute all singular values of the weights."""
+    import torch
+
+    n_matrices = 0
+    for path in paths:
+        for matrix in _read(path).values():
+            torch.linalg.svdvals(matrix)
+            n_matrices += 1
+    return n_matrices
+
+
+def _by_loop_with_changes(paths: Sequence[str]) -> int:
+    """Compute all singular values of the weights, and of both kinds of changes."""
+    import torch
+
+    first: dict[str, Any] | None = None
+    previous: dict[str, Any] | None = None
+    n_matrices = 0
+    for path in paths:
+        state = _read(path)
+        for name, matrix in state.items():
+            torch.linalg.svdvals(matrix)
+            if first is not None and previous is not None:
+                torch.linalg.svdvals(matrix - first[name])
+                if previous is not first:  # the first change is the first step
+                    torch.linalg.svdvals(matrix - previous[name])
+            n_matrices += 1
+        first, previous = first or state, state
+    return n_matrices
+
+
+def _by_weightwatcher(paths: Sequence[str]) -> int:
+    """Run WeightWatcher's `analyze`, which also fits power laws: about a tenth of its time."""
+    import weightwatcher
+
+    n_matrices = 0
+    for path in paths:
+        state = {f"{name.removesuffix('.weight')}.weight": matrix for name, matrix in _read(path).items()}
+        watcher = weightwatcher.WeightWatcher(model=state)
+        n_matrices += len(watcher.analyze(svd_method="fast", min_evals=1))
+    return n_matrices
+
+
+def _by_diffract(paths: Sequence[str]) -> int:
+    """Compute the singular values by diffract-core, with one session, and so the memory, per checkpoint."""
+    from diffract import Session
+
+    n_matrices = 0
+    for path in paths:
+        with Session(profile="ram") as session:
+            session.models.add({name: matrix.numpy() for name, matrix in _read(path).items()}, model_id="one")
+            session.compute.apply("weights_svals")
+            n_matrices += len(session.results.export_metrics("weights_svals", export_format="dict"))
+    return n_matrices
+
+
+_LOOP: Final = "torch.linalg.svdvals"
+_PEERS: Final[Mapping[str, _Peer]] = {
+    "dlnfast": _Peer("torch", "dlnfast.torch.checkpoints", _by_dlnfast),
+    _LOOP: _Peer("torch", "torch", _by_loop),
+    "WeightWatcher": _Peer("weightwatcher", "weightwatcher", _by_weightwatcher),
+    "diffract-core": _Peer("diffract", "diffract", _by_diffract),
+    "dlnfast, with changes": _Peer(
+        "torch",
+        "dlnfast.torch.checkpoints",
+        lambda paths: _by_dlnfast(paths, ("weights", "change", "step")),
+    ),
+    f"{_LOOP}, with changes": _Peer("torch", "torch", _by_loop_with_changes),
+}
+_OF_WEIGHTS: Final = ("dlnfast", _LOOP, "WeightWatcher", "diffract-core")
+
+
+def decompose(peer: str, paths: list[str]) -> dict[str, Any]:
+    """Decompose checkpoints by one program.
+
+    Returns
+    -------
+    dict
+        Wall-clock and CPU time in seconds, peak memory in bytes, and the number of matrices.
+    """
+    chosen = _PEERS[peer]
+    importlib.import_module(chosen.module)
+    start, cpu_start = time.perf_counter(), time.process_time()
+    n_matrices = chosen.decompose(paths)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "peak_bytes": record.peak_bytes(),
+        "matrices": n_matrices,
+    }
+
+
+def _time_peers(what: str, paths: Sequence[Path], peers: Sequence[str]) -> dict[str, Any]:
+    """Run the peers that are installed, each in a process of its own."""
+    found: dict[str, Any] = {}
+    for peer in peers:
+        package = _PEERS[peer].package
+        if importlib.util.find_spec(package) is None:
+            found[peer] = None
+            print(f"{what}: {peer:<36} not installed", flush=True)
+            continue
+        arguments = {"peer": peer, "paths": [str(path) for path in paths]}
+        found[peer] = record.in_process("checkpoints:decompose", arguments)
+        print(
+            f"{what}: {peer:<36} {found[peer]['matrices']} matrices, {found[peer]['seconds']:.2f} s "
+            f"(CPU {found[peer]['cpu_seconds']:.2f} s), peak {found[peer]['peak_bytes'] / 1e9:.2f} GB",
+            flush=True,
+        )
+    return found
+
+
+# ------------------------------------------------------------------------------------------- checkpoints
 
 
 def _train(model: Any, inputs: Any, labels: Any, n_checkpoints: int, every: int) -> list[dict[str, Any]]:
@@ -119,50 +256,75 @@ def _count_violations(checkpoints: list[Any]) -> dict[str, Any]:
     }
 
 
-def _write_large(folder: Path, n_layers: int, size: int) -> None:
-    """Write four checkpoints of the shapes of bert-large (size 1024), with a small drift between them."""
+def _save(states: Sequence[Any], folder: Path) -> list[Path]:
+    """Write state dicts as files of `torch.save`; paths are returned as they are."""
+    import torch
+
+    paths = []
+    for i, state in enumerate(states):
+        if isinstance(state, Path):
+            paths.append(state)
+            continue
+        paths.append(folder / f"step_{i}.pt")
+        torch.save(state, paths[-1])
+    return paths
+
+
+def _write_large(folder: Path, n_layers: int, width: int) -> list[Path]:
+    """Write four checkpoints of the shapes of bert-large (width 1024), with a drift as in fine-tuning.
+
+    The drift between two checkpoints is a matrix of rank 16, with fixed left vectors and singular values of
+    16 to 2 times the norm of the noise that is added to it.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    shapes = {"embeddings": (30522 * size // 1024, size)}
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    shapes = {"embeddings": (30522 * width // 1024, width)}
     for layer in range(n_layers):
-        shapes |= {f"{layer}.{part}": (size, size) for part in ("query", "key", "value", "output")}
-        shapes |= {f"{layer}.wide": (4 * size, size), f"{layer}.narrow": (size, 4 * size)}
-    state = {}
+        shapes |= {f"{layer}.{part}": (width, width) for part in ("query", "key", "value", "output")}
+        shapes |= {f"{layer}.wide": (4 * width, width), f"{layer}.narrow": (width, 4 * width)}
+    state, left = {}, {}
     for name, (m, n) in shapes.items():
         scales = 0.02 * torch.arange(1, 33) ** -0.5
-        state[name] = torch.randn(m, n, generator=generator) * 0.03
-        left = torch.randn(m, 32, generator=generator) * scales
-        state[name] += left @ torch.randn(32, n, generator=generator)
+        state[name] = normal(m, n) * 0.03 + (normal(m, 32) * scales) @ normal(32, n)
+        left[name] = 1e-4 * normal(m, 16) * torch.arange(1, 17) ** -0.7
+    paths = []
     for i in range(4):
-        torch.save(state, folder / f"step_{1000 * i}.pt")
-        for tensor in state.values():
-            tensor += 1e-4 * torch.randn(tensor.shape, generator=generator)
+        paths.append(folder / f"step_{1000 * i}.pt")
+        torch.save(state, paths[-1])
+        for name, tensor in state.items():
+            tensor += left[name] @ normal(16, tensor.shape[1]) + 1e-4 * normal(*tensor.shape)
+    return paths
 
 
 def spectra(options: Options) -> dict[str, Any]:
-    """Compare `checkpoint_spectra` with LAPACK, and its time and memory with a loop over all matrices."""
+    """Compare `checkpoint_spectra` with LAPACK, and its time and memory with other programs."""
     rows = []
-    for name, checkpoints in _models(options.quick):
-        row = {"model": name} | _count_violations(checkpoints)
-        rows.append(row)
-        print(
-            f"{name}: {row['matrices']} matrices in {row['checkpoints']} checkpoints, {row['values']} "
-            f"values, {row['violations']} outside of their bounds; largest bound "
-            f"{row['largest_relative_bound']:.1e}",
-            flush=True,
-        )
-    n_layers, size = (2, 128) if options.quick else (24, 1024)
-    peers: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        _write_large(Path(temporary), n_layers, size)
-        for peer in ("dlnfast", "torch.linalg.svdvals"):
-            done = record.run_program(_PROGRAM, peer, temporary)
-            done.check_returncode()
-            peers[peer] = json.loads(done.stdout)
+        for name, checkpoints in _models(options.quick):
+            row: dict[str, Any] = {"model": name} | _count_violations(checkpoints)
             print(
-                f"{peer:<22} 4 checkpoints of {n_layers} layers of width {size}: "
-                f"{peers[peer]['seconds']:.1f} s, peak {peers[peer]['peak_bytes'] / 1e9:.2f} GB",
+                f"{name}: {row['matrices']} matrices in {row['checkpoints']} checkpoints, {row['values']} "
+                f"values, {row['violations']} outside of their bounds; largest bound "
+                f"{row['largest_relative_bound']:.1e}",
                 flush=True,
             )
-    return {"case": "checkpoint-spectra", "bounds": rows, "layers": n_layers, "width": size, "peers": peers}
+            folder = Path(temporary) / name
+            folder.mkdir()
+            row["peers"] = _time_peers(name, _save(checkpoints, folder), _OF_WEIGHTS)
+            rows.append(row)
+    width = _QUICK_WIDTH if options.quick else _WIDTH
+    large = []
+    others = tuple(peer for peer in _PEERS if peer not in _OF_WEIGHTS)
+    for n_layers, peers in ((_FEW_LAYERS, (*_OF_WEIGHTS, *others)), (_ALL_LAYERS, _OF_WEIGHTS[:2])):
+        if options.quick and n_layers == _ALL_LAYERS:
+            continue
+        with tempfile.TemporaryDirectory() as temporary:
+            paths = _write_large(Path(temporary), n_layers, width)
+            what = f"4 checkpoints of {n_layers} layers of width {width}"
+            large.append({"layers": n_layers, "width": width, "peers": _time_peers(what, paths, peers)})
+    return {"case": "checkpoint-spectra", "bounds": rows, "large": large, "machine": record.machine()}

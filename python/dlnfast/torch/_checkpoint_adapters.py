@@ -12,17 +12,40 @@ from typing import Any, Final
 
 import torch
 
-from .._support.arrays import check_scale
+from .._support.arrays import check_count, check_scale
 from .._support.files import parse_object, read_text, translate_read_errors
 from ._checkpoint_files import ADAPTER_CONFIG, Checkpoint, find_adapter_file, open_file
 
 #: Start of the names of all layers in an adapter.
 PREFIX: Final = "base_model.model."
+#: Kind of file in errors.
+KIND: Final = "PEFT adapter"
 #: Endings of the two factors, and whether they belong to an embedding.
 _PAIRS: Final = (
     (".lora_A.weight", ".lora_B.weight", False),
     (".lora_embedding_A", ".lora_embedding_B", True),
 )
+
+#: Why adapters of other types are refused.
+_OTHER_TYPES: Final = {
+    "ADALORA": "whose ranks are masked while it trains",
+    "LOHA": "whose update is an entrywise product of two matrices of low rank, so that its rank is not thin",
+    "LOKR": "whose update is a Kronecker product",
+    "OFT": "which multiplies the weights by orthogonal matrices",
+    "BOFT": "which multiplies the weights by orthogonal matrices",
+    "IA3": "which scales activations",
+    "VERA": "whose factors are random and not in the file",
+}
+#: Entries of a configuration of LoRA that change the update, and how.
+OTHER_UPDATES: Final = {
+    "use_dora": "DoRA rescales the updated weight, so that its update is not a product of factors",
+    "use_qalora": "QA-LoRA averages the inputs in groups",
+    "use_bdlora": "BD-LoRA has block-diagonal factors",
+    "arrow_config": "Arrow chooses between adapters for every token",
+    "kasa_config": "KaSA changes the weight and has a diagonal factor",
+    "monteclora_config": "MonteCLoRA samples its factors",
+    "target_parameters": "adapters of parameters, as of stacked experts, have several updates in a tensor",
+}
 
 
 @dataclass(frozen=True)
@@ -69,16 +92,10 @@ class LoRAFolder:
 
     def __init__(self, folder: Path) -> None:
         self.label = str(folder)
-        path = folder / ADAPTER_CONFIG
-        with translate_read_errors(path, "LoRA adapter"):
-            config = parse_object(read_text(path))
-            kind = str(config.get("peft_type"))
-        if kind != "LORA" or config.get("use_dora"):
-            kind = "DoRA" if kind == "LORA" else kind
-            raise ValueError(f"adapter {folder} is {kind}; wanted LORA, whose update is alpha / r B A")
+        config = read_config(folder, "LORA")
         self.file: Checkpoint = open_file(find_adapter_file(folder))
-        with translate_read_errors(path, "LoRA adapter"):
-            self.updates = _find_updates(self.file, config)
+        with translate_read_errors(folder / ADAPTER_CONFIG, KIND):
+            self.updates = _find_updates(folder, self.file, config)
 
     def read_factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return factors (m, r) and (r, n) of an update in float64; the first one includes the scale.
@@ -99,7 +116,7 @@ class LoRAFolder:
         return (update.scale * inner.T, outer.T) if update.is_transposed else (update.scale * outer, inner)
 
 
-def _find_updates(file: Checkpoint, config: Mapping[str, Any]) -> dict[str, LowRankUpdate]:
+def _find_updates(folder: Path, file: Checkpoint, config: Mapping[str, Any]) -> dict[str, LowRankUpdate]:
     """Return the updates of an adapter by the names of their layers.
 
     Raises
@@ -115,22 +132,49 @@ def _find_updates(file: Checkpoint, config: Mapping[str, Any]) -> dict[str, LowR
             name = inner.removesuffix(end).removeprefix(PREFIX)
             outer = inner.removesuffix(end) + other_end
             shapes = [info.shape, file.tensors[outer].shape]
-            rank = shapes[0][0]
+            rank, scale = find_rank_and_scale(folder, name, config)
             sizes = [math.prod(shape[1:]) for shape in shapes]
-            if min(len(shape) for shape in shapes) < 2 or sizes[1] != rank:
-                raise ValueError(f"the factors of layer {name} have the shapes {shapes}")
+            if min(len(shape) for shape in shapes) < 2 or not shapes[0][0] == sizes[1] == rank:
+                raise ValueError(f"the factors of layer {name} have the shapes {shapes}; wanted rank {rank}")
             is_transposed = is_embedding or bool(config.get("fan_in_fan_out"))
             shape = (sizes[0], shapes[1][0]) if is_transposed else (shapes[1][0], sizes[0])
-            patterns = config.get("alpha_pattern") or {}
-            alpha = check_scale(float(find_by_pattern(patterns, name, config["lora_alpha"])), "lora_alpha")
-            scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
             updates[name] = LowRankUpdate(inner, outer, rank, shape, scale, is_transposed)
     if not updates:
         raise ValueError("it has no pair of factors lora_A and lora_B")
     return updates
 
 
-def find_by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+def read_config(folder: Path, *kinds: str) -> dict[str, Any]:
+    """Return the configuration of an adapter of PEFT whose updates are products of thin factors.
+
+    Raises
+    ------
+    ValueError
+        For an adapter of another type than `kinds`, with the reason, and a damaged file.
+    """
+    with translate_read_errors(folder / ADAPTER_CONFIG, KIND):
+        config = parse_object(read_text(folder / ADAPTER_CONFIG))
+        kind = str(config["peft_type"])
+    if kind not in kinds:
+        reason = f", {_OTHER_TYPES[kind]}" if kind in _OTHER_TYPES else ""
+        raise ValueError(f"{folder} is an adapter of type {kind}{reason}; wanted {' or '.join(kinds)}")
+    for key, reason in OTHER_UPDATES.items():
+        if config.get(key):
+            raise ValueError(f"{folder} has {key}: {reason}; wanted plain LoRA")
+    return config
+
+
+def find_rank_and_scale(folder: Path, name: str, config: Mapping[str, Any]) -> tuple[int, float]:
+    """Return the configured rank r of a layer, and the factor alpha / r or alpha / sqrt(r) of its update."""
+    with translate_read_errors(folder / ADAPTER_CONFIG, KIND):
+        rank = _find_by_pattern(config.get("rank_pattern") or {}, name, config.get("r", 8))
+        alpha = _find_by_pattern(config.get("alpha_pattern") or {}, name, config.get("lora_alpha", 8))
+        rank = check_count(rank, f"rank of layer {name!r}")
+        alpha = check_scale(alpha, f"lora_alpha of layer {name!r}")
+    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _find_by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
     """Return the value of the first pattern that matches the end of a layer's name, as PEFT does."""
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", name):

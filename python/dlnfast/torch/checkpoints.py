@@ -442,6 +442,7 @@ class _MatrixPass:
         #: Memory of the previous matrix, if it may be overwritten.
         spare: FloatArray | None = None
         moved = last_moved = 0.0
+        step: TrackerRecord | None = None
         for i, source in enumerate(self._sources.all):
             current = self._read(source)
             last_moved, moved = moved, 0.0 if previous is None else _measure_distance(current, previous)
@@ -450,17 +451,21 @@ class _MatrixPass:
                 self._update("weights", i, current, drift, is_rounded=self._matrix.rank is not None)
             if "step" in self._dense and previous is not None:
                 spare = np.subtract(current, previous, out=spare)
-                self._update("step", i, spare, None if i == 1 else moved + last_moved, is_rounded=True)
+                distance = None if i == 1 else moved + last_moved
+                step = self._update("step", i, spare, distance, is_rounded=True)
             if "change" in self._dense:
                 first = current if first is None else first
-                self._update("change", i, np.subtract(current, first, out=spare), drift, is_rounded=True)
+                if i == 1 and step is not None and previous is first:
+                    self._share_first_step(step)
+                else:
+                    self._update("change", i, np.subtract(current, first, out=spare), drift, is_rounded=True)
             previous = current
             spare = current if source.makes_copies and current is not first else None
         self._release()
 
     def _update(
         self, of: Of, index: int, values: FloatArray, drift: float | None, *, is_rounded: bool
-    ) -> None:
+    ) -> TrackerRecord:
         """Update a tracker by an array, whose Frobenius distance to the previous one is `drift`."""
         records = self.records[of]
         eps, last = float(np.finfo(values.dtype).eps), records.tracker.record
@@ -476,6 +481,14 @@ class _MatrixPass:
         if is_rounded:
             found = replace(found, errors=found.errors + 0.5 * eps * found.norm)
         self._append(of, index, found)
+        return found
+
+    def _share_first_step(self, found: TrackerRecord) -> None:
+        """Record the first step as a change, too, instead of decomposing the same matrix again."""
+        step, change = self.records["step"], self.records["change"]
+        change.tracker = step.tracker
+        self._append("change", 1, found)
+        step.tracker = SVDTracker.from_state_dict(change.tracker.state_dict())
 
     def _track_factors(self) -> None:
         """Track updates of adapters as products of thin factors."""

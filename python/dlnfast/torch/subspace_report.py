@@ -27,8 +27,8 @@ from .track import SpectralTracker
 if TYPE_CHECKING:
     from ..plots import LineDisplay
 
-#: Function of the model that returns a score, larger for a better one.
-Evaluate = Callable[[nn.Module], float]
+#: Function of the model that returns a score, larger for a better one, or the scores of the samples.
+Evaluate = Callable[[nn.Module], float | Sequence[float] | FloatArray | torch.Tensor]
 
 #: Error of the singular values of a change relative to the largest.
 _TOLERANCE: Final = 1e-8
@@ -36,6 +36,10 @@ _TOLERANCE: Final = 1e-8
 _N_DIRECTIONS: Final = 64
 #: If the rest of a change keeps this share of the gain too, each of both parts is enough.
 _REDUNDANT: Final = 0.5
+#: Largest part of a change outside of 2K directions, relative to that with shuffled labels, for a verdict.
+_CONTRAST: Final = 0.5
+#: Number of standard errors by which the mean over samples of a difference has to differ from zero.
+_N_ERRORS: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,9 @@ class LayerSubspace:
         One sentence, with the numbers that carry it.
     learns_in_subspace : bool or None
         Whether 2K directions keep the score; None if that was not tested, or shows nothing.
+    margin, margin_error : float or None
+        Score with 2K directions minus the least one for a verdict of a small subspace, and the standard error
+        of this difference; None without scores of samples.
     """
 
     name: str
@@ -88,6 +95,8 @@ class LayerSubspace:
     scores_without: dict[int, float] = field(default_factory=dict)
     verdict: str = ""
     learns_in_subspace: bool | None = None
+    margin: float | None = None
+    margin_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -183,18 +192,21 @@ def subspace_report(
         K, the expected rank of what is learned: the number of classes for a classifier.
     layers : LayerChoice
         Choice of weights as for `weight_matrices`; None: all. For a tracker: its own.
-    evaluate : callable ``(model) -> float``, optional
-        Score of the model in evaluation mode, larger for a better one, such as its accuracy on held-out data,
-        or minus its loss. It must not change the model. Without it no verdict is possible.
+    evaluate : callable ``(model) -> float or scores of the samples``, optional
+        Score of the model in evaluation mode, larger for a better one, such as its accuracy on held-out
+        data, or minus its loss. Or an array with the score of each sample, such as 1 if it is classified
+        correctly and else 0, whose mean is the score: then verdicts allow for the statistical error. It
+        must not change the model. Without it no verdict is possible.
     ranks : sequence of int, optional
         Numbers k of the functional test. Default: 1, K / 2, K, 2 K, 4 K and 8 K. 2 K is always among them.
     shuffled : Module or SpectralTracker, optional
-        Equal network, trained in the same way from the same start on shuffled labels.
+        Equal network, trained in the same way from the same start on shuffled labels. A layer whose change is
+        nearly as concentrated there gets no verdict of a small subspace.
     kept : float
         Share of what the layer gained that has to remain for a verdict of a small subspace.
     least_gain : float
-        Smallest gain of a layer that is tested, as a share of the score. It should be well above the
-        statistical error of the score.
+        Smallest gain of a layer that is tested, as a share of the score. If `evaluate` returns one number, it
+        should be well above the statistical error of the score.
     largest_part : float
         Largest part of the smaller side that 2K may be. Beyond it the question is refused for the layer.
     seed : int
@@ -217,6 +229,12 @@ def subspace_report(
     that is small, because the other layers do without its change, the test of this layer says nothing; see
     the joint test of all layers. A layer learned in a small subspace if the 2K leading directions of its
     change keep the gain, and the rest of the change does not keep half of it.
+
+    Two controls can refuse a verdict. With scores of the samples, the margin is the mean of
+    ``c - s - kept (f - s)``, where c is the score of a sample with the cut change, s with the layer at its
+    start, and f with the whole change. Below two standard errors in size, the samples are too few. With
+    `shuffled`, the part of the change outside of 2K directions has to be at most half of that by training on
+    shuffled labels; otherwise the small subspace need not be an effect of what there is to learn.
 
     Cost per layer: two leading decompositions of min(8 K, smaller side) values, and
     ``2 len(ranks) + 1`` evaluations of the model; memory: two copies of the weight. Yaras et al.,
@@ -254,7 +272,8 @@ def subspace_report(
     most = [min(max(*wanted, 2 * count), *matrix.shape) for matrix in matrices]
     found = [_decompose(change, k) for change, k in zip(changes, most, strict=True)]
     tests = _Tests(model, evaluate, matrices, starts, found, changes)
-    score = tests.score()
+    full = tests.score()
+    score = None if full is None else float(full.mean())
     reports: dict[str, LayerSubspace] = {}
     for i, (matrix, before, change) in enumerate(zip(matrices, starts, changes, strict=True)):
         generator = random_generator(seed, ("subspace report", matrix.name))
@@ -262,6 +281,8 @@ def subspace_report(
         ks = [k for k in wanted if k <= most[i]]
         shuffled_share = None if nulls is None else _shares(nulls[i], _decompose(nulls[i], most[i]), ks)
         coupling = _couple(found[i], found[i + 1], 2 * count) if i + 1 < len(found) else None
+        scores = tests.scores_of(i, ks)
+        margin, margin_error = _compare(full, scores, 2 * count, share)
         layer = LayerSubspace(
             name=matrix.name,
             shape=matrix.shape,
@@ -273,12 +294,14 @@ def subspace_report(
             random_turn=measured.random_turn,
             coupling=coupling,
             random_coupling=None if coupling is None else min(1.0, 2 * count / matrix.shape[0]),
-            scores=tests.scores_of(i, ks),
-            scores_without=tests.scores_without(i, ks),
+            scores=_average(scores),
+            scores_without=_average(tests.scores_without(i, ks)),
+            margin=margin,
+            margin_error=margin_error,
         )
         learns, text = _judge(layer, count, score, share, least, part)
         reports[matrix.name] = replace(layer, learns_in_subspace=learns, verdict=text)
-    joint = tests.joint_scores(wanted)  # layers of fewer singular values keep all of them
+    joint = _average(tests.joint_scores(wanted))  # layers of fewer singular values keep all of them
     return SubspaceReport(count, reports, score, joint)
 
 
@@ -432,30 +455,48 @@ class _Tests:
     ) -> None:
         self._model, self._evaluate = model, evaluate
         self._matrices, self._starts, self._found, self._changes = matrices, starts, found, changes
+        self._n_scores = 0
 
-    def score(self) -> float | None:
-        """Return the score of the model."""
+    def score(self) -> FloatArray | None:
+        """Return the score of the model, or those of the samples."""
         if self._evaluate is None:
             return None
         with preserve_model(self._model, "eval"), torch.no_grad():
-            value: Any = self._evaluate(self._model)
-        if isinstance(value, torch.Tensor) and value.numel() == 1:
-            value = value.item()
-        return check_scale(value, "the score that evaluate returns", minimum=-math.inf)
+            found: Any = self._evaluate(self._model)
+        values = found.detach().cpu().numpy() if isinstance(found, torch.Tensor) else found
+        try:
+            if values is None:
+                raise TypeError
+            scores: FloatArray = np.atleast_1d(np.asarray(values, dtype=np.float64))
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"evaluate returned {found!r}; wanted a number, or the scores of the samples"
+            ) from None
+        if scores.ndim > 1 or not scores.size or not np.all(np.isfinite(scores)):
+            shown = found if scores.size == 1 else f"an array of shape {scores.shape}"
+            raise ValueError(
+                f"evaluate returned {shown}; wanted a finite number, or finite scores of the samples (1 axis)"
+            )
+        self._n_scores = self._n_scores or len(scores)
+        if len(scores) != self._n_scores:
+            raise ValueError(
+                f"evaluate returned {len(scores)} scores after {self._n_scores}; wanted as many in each call"
+            )
+        return scores
 
-    def scores_of(self, i: int, ks: Sequence[int]) -> dict[int, float]:
+    def scores_of(self, i: int, ks: Sequence[int]) -> dict[int, FloatArray]:
         """Return scores with the change of one layer cut to k values, and with none of it (0)."""
         return self._scores([i], [0, *ks], without=False)
 
-    def scores_without(self, i: int, ks: Sequence[int]) -> dict[int, float]:
+    def scores_without(self, i: int, ks: Sequence[int]) -> dict[int, FloatArray]:
         """Return scores without the k leading values of the change of one layer."""
         return self._scores([i], ks, without=True)
 
-    def joint_scores(self, ks: Sequence[int]) -> dict[int, float]:
+    def joint_scores(self, ks: Sequence[int]) -> dict[int, FloatArray]:
         """Return scores with all changes cut to k values, and with none of them (0)."""
         return self._scores(range(len(self._matrices)), [0, *ks], without=False)
 
-    def _scores(self, chosen: Sequence[int], ks: Sequence[int], *, without: bool) -> dict[int, float]:
+    def _scores(self, chosen: Sequence[int], ks: Sequence[int], *, without: bool) -> dict[int, FloatArray]:
         if self._evaluate is None:
             return {}
         scores = {}
@@ -486,6 +527,21 @@ class _Tests:
 
 
 # ----------------------------------------------------------------------------------------------- verdict
+
+
+def _average(scores: Mapping[int, FloatArray]) -> dict[int, float]:
+    """Return the mean over the samples of each score."""
+    return {k: float(values.mean()) for k, values in scores.items()}
+
+
+def _compare(
+    full: FloatArray | None, scores: Mapping[int, FloatArray], size: int, kept: float
+) -> tuple[float | None, float | None]:
+    """Return the mean of ``c - s - kept (f - s)`` over the samples, and its standard error."""
+    if full is None or len(full) < 2 or size not in scores:
+        return None, None
+    margins = scores[size] - scores[0] - kept * (full - scores[0])
+    return float(margins.mean()), float(margins.std(ddof=1) / math.sqrt(len(margins)))
 
 
 def _judge(
@@ -536,9 +592,24 @@ def _judge(
         f"{size} directions keep {100 * remains[size]:.0f} % of what it gained, all others together "
         f"{100 * without:.0f} %; {shares}"
     )
-    if remains[size] >= kept and without >= _REDUNDANT:
+    if layer.margin is not None and layer.margin_error is not None:
+        error = _N_ERRORS * layer.margin_error
+        if abs(layer.margin) < error:
+            return None, (
+                f"{head}: not answered. The samples are too few: with {size} directions the score is "
+                f"{layer.margin:+.2g} from the least one for a small subspace, with an error of {error:.2g} "
+                f"({_N_ERRORS:g} standard errors); {tests}"
+            )
+    if remains[size] < kept:
+        most = f"{needed[0]} are needed" if needed else f"more than {max(remains)} are needed"
+        return False, f"{head}: did not learn in {size} directions; {most}. {tests}"
+    if without >= _REDUNDANT:
         return None, f"{head}: not answered. Each of both parts of the change is enough: {tests}"
-    if remains[size] >= kept:
-        return True, f"{head}: learned in a small subspace. {enough[0]} directions are enough: {tests}"
-    most = f"{needed[0]} are needed" if needed else f"more than {max(remains)} are needed"
-    return False, f"{head}: did not learn in {size} directions; {most}. {tests}"
+    if layer.shuffled_share is None:
+        tests += "; not compared with shuffled labels"
+    elif 1.0 - layer.share[size] > _CONTRAST * (1.0 - layer.shuffled_share[size]):
+        return None, (
+            f"{head}: not answered. {enough[0]} directions are enough, but with shuffled labels the change "
+            f"is nearly as concentrated, which need not be an effect of what there is to learn: {tests}"
+        )
+    return True, f"{head}: learned in a small subspace. {enough[0]} directions are enough: {tests}"

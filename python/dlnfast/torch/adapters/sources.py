@@ -14,11 +14,17 @@ from typing import Any, Final
 
 import torch
 
-from ..._support.arrays import check_count, check_path, check_scale
+from ..._support.arrays import check_path
 from ..._support.errors import ShapeError
-from ..._support.files import parse_object, read_text, translate_read_errors
+from ..._support.files import translate_read_errors
 from ..._support.optional import import_optional
-from .._checkpoint_adapters import PREFIX, find_by_pattern
+from .._checkpoint_adapters import (
+    KIND,
+    OTHER_UPDATES,
+    PREFIX,
+    find_rank_and_scale,
+    read_config,
+)
 from .._checkpoint_files import ADAPTER_CONFIG, ADAPTER_MODEL, find_adapter_folder
 from .._state_files import read_state_file
 from .._truncation import Truncation
@@ -28,7 +34,6 @@ from ..deep_lora.layers import Factors
 #: U (d_out, r), s (r,) and V^T (r, d_in) in float64.
 ThinSvd = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-_KIND: Final = "PEFT adapter"
 _TORCH_MODEL: Final = "adapter_model.bin"
 _DEEP: Final = "deep_lora_factors"
 #: Parts of a key of LoRA: layer, factor. Linear and convolutional layers have the ending "weight".
@@ -36,26 +41,6 @@ _LORA_KEY: Final = re.compile(
     r"(?P<layer>.+)\.(?P<factor>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?P<end>(\.weight)?)"
 )
 _DEEP_KEY: Final = re.compile(rf"(?P<layer>.+)\.{_DEEP}\.(?P<factor>right|cores|left)")
-#: Why adapters of other types are refused.
-_OTHER_TYPES: Final = {
-    "ADALORA": "whose ranks are masked while it trains",
-    "LOHA": "whose update is an entrywise product of two matrices of low rank, so that its rank is not thin",
-    "LOKR": "whose update is a Kronecker product",
-    "OFT": "which multiplies the weights by orthogonal matrices",
-    "BOFT": "which multiplies the weights by orthogonal matrices",
-    "IA3": "which scales activations",
-    "VERA": "whose factors are random and not in the file",
-}
-#: Entries of a configuration of LoRA that change the update, and how.
-_OTHER_UPDATES: Final = {
-    "use_dora": "DoRA rescales the updated weight, so that its update is not a product of factors",
-    "use_qalora": "QA-LoRA averages the inputs in groups",
-    "use_bdlora": "BD-LoRA has block-diagonal factors",
-    "arrow_config": "Arrow chooses between adapters for every token",
-    "kasa_config": "KaSA changes the weight and has a diagonal factor",
-    "monteclora_config": "MonteCLoRA samples its factors",
-    "target_parameters": "adapters of parameters, as of stacked experts, have several updates in a tensor",
-}
 #: Initializations that change the weights of the base model when PEFT loads the adapter.
 _CHANGES_WEIGHTS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga", "lorafa_ga")
 
@@ -290,34 +275,21 @@ def read_adapter(path: str | os.PathLike[str], name: str = "path") -> AdapterFil
         raise FileNotFoundError(f"{name} is {os.fspath(path)!r}, which is no folder and no file")
     if not (found / ADAPTER_CONFIG).is_file():
         raise FileNotFoundError(f"{name} is {os.fspath(path)!r}, a folder without {ADAPTER_CONFIG}")
-    with translate_read_errors(found / ADAPTER_CONFIG, _KIND):
-        config = parse_object(read_text(found / ADAPTER_CONFIG))
-        kind = str(config["peft_type"])
-    _check_supported(found, kind, config)
-    tensors = _read_tensors(found)
-    return _read_lora(found, config, tensors) if kind == "LORA" else _read_deep_lora(found, config, tensors)
-
-
-def _check_supported(folder: Path, kind: str, config: Mapping[str, Any]) -> None:
-    """Raise ValueError, with the reason, for an adapter whose update is no product of two thin factors."""
-    if kind not in ("LORA", "DEEP_LORA"):
-        reason = f", {_OTHER_TYPES[kind]}" if kind in _OTHER_TYPES else ""
-        raise ValueError(f"{folder} is an adapter of type {kind}{reason}; wanted LORA or DEEP_LORA")
-    for key, reason in _OTHER_UPDATES.items():
-        if config.get(key):
-            raise ValueError(f"{folder} has {key}: {reason}; wanted plain LoRA")
+    config, tensors = read_config(found, "LORA", "DEEP_LORA"), _read_tensors(found)
+    read = _read_lora if config["peft_type"] == "LORA" else _read_deep_lora
+    return read(found, config, tensors)
 
 
 def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     path = folder / ADAPTER_MODEL
     if path.is_file():
         safetensors = import_optional("safetensors.torch", "files of adapters", install="safetensors")
-        with translate_read_errors(path, _KIND):
+        with translate_read_errors(path, KIND):
             tensors: dict[str, torch.Tensor] = safetensors.load_file(path)
         return tensors
     if not (path := folder / _TORCH_MODEL).is_file():
         raise FileNotFoundError(f"{folder} has neither {ADAPTER_MODEL} nor {_TORCH_MODEL}")
-    found = read_state_file(path, f"a {_KIND}")
+    found = read_state_file(path, f"a {KIND}")
     for key, value in found.items():
         if not isinstance(value, torch.Tensor):
             raise ValueError(f"{path}: {key!r} is {type(value).__name__}; wanted a tensor")
@@ -329,7 +301,7 @@ def _read_lora(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Te
     pairs: dict[str, dict[str, str]] = {}
     for key in tensors:
         if "lora_magnitude_vector" in key:
-            raise ValueError(f"{folder} has {key!r}: {_OTHER_UPDATES['use_dora']}; wanted plain LoRA")
+            raise ValueError(f"{folder} has {key!r}: {OTHER_UPDATES['use_dora']}; wanted plain LoRA")
         if found := _LORA_KEY.fullmatch(key):
             pairs.setdefault(found["layer"], {})[found["factor"]] = key
             del others[key]
@@ -360,7 +332,7 @@ def _make_lora_layer(
     below, above = (tensors[keys[factor]] for factor in wanted)
     for factor, tensor in zip(wanted, (below, above), strict=True):
         files.check_factor(tensor, f"{folder}: {factor} of layer {name!r}", tensor.dtype)
-    rank, alpha = _find_rank_and_alpha(folder, name, config)
+    rank, scaling = find_rank_and_scale(folder, name, config)
     fits = min(below.ndim, above.ndim) >= 2 and math.prod(above.shape[2:]) == 1 and below.numel() > 0
     if fits and len(below) == rank and above.shape[1] != rank and above.ndim > 2:
         raise ValueError(
@@ -375,7 +347,6 @@ def _make_lora_layer(
         raise ShapeError(
             f"{folder}: the factors of layer {name!r} have rank {len(below)}; wanted {rank} as configured"
         )
-    scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     return LayerUpdate(
         above.reshape(len(above), rank),
         below.reshape(rank, -1),
@@ -383,15 +354,6 @@ def _make_lora_layer(
         scaling,
         (tuple(below.shape[1:]), tuple(above.shape[2:])),
     )
-
-
-def _find_rank_and_alpha(folder: Path, name: str, config: Mapping[str, Any]) -> tuple[int, float]:
-    """Return rank and alpha of a layer by the patterns of PEFT, of which the first one that fits counts."""
-    with translate_read_errors(folder / ADAPTER_CONFIG, _KIND):
-        rank = find_by_pattern(config.get("rank_pattern") or {}, name, config.get("r", 8))
-        alpha = find_by_pattern(config.get("alpha_pattern") or {}, name, config.get("lora_alpha", 8))
-        title = f"of layer {name!r}"
-        return check_count(rank, f"rank {title}"), check_scale(alpha, f"lora_alpha {title}")
 
 
 def _read_deep_lora(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> DeepLoraFolder:
