@@ -152,7 +152,7 @@ class DeepLoRA:
     >>> batch = torch.ones(2, 16), torch.ones(2, 4)
     >>> loss = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()
     >>> adapter = dln.torch.DeepLoRA(model, "0", rank=4, batches=batch, loss=loss)
-    >>> optimizer = torch.optim.AdamW(adapter.param_groups(1e-2))
+    >>> optimizer = torch.optim.AdamW(adapter.param_groups(0.03))
     >>> adapter.n_parameters
     176
     """
