@@ -271,7 +271,10 @@ class FineTuning:
         if run.method == "lora-ga":
             loraga = import_optional("peft.tuners.lora.loraga", "method 'lora-ga'", "peft")
             batch = next(self.batches(run))
-            loraga.preprocess_loraga(model, config, lambda: model(**batch).loss.backward())
+            with warnings.catch_warnings():
+                # The first adapted layer has inputs without gradients, which PEFT's hooks do not need.
+                warnings.filterwarnings("ignore", message="Full backward hook is firing")
+                loraga.preprocess_loraga(model, config, lambda: model(**batch).loss.backward())
         states = self._find_eva_states(run, model, config) if run.method == "eva" else None
         wrapped: nn.Module = peft.get_peft_model(model, config)
         if states is not None:
