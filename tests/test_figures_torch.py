@@ -302,6 +302,7 @@ assert main(["figure", "penultimate-spectra", "--out", sys.argv[1]]) == 2
         ("penultimate-spectra", ["--records", "0"], "records is 0"),
         ("deep-lora-teacher", ["--ranks", "4", "65"], "ranks[1] is 65"),
         ("deep-lora-teacher", ["--rate-rank", "1"], "rate_rank is 1"),
+        ("deep-lora-teacher", ["--final-rate", "2"], "final_rate is 2"),
     ],
 )
 def test_errors_name_bad_options(tmp_path, capsys, name, options, message):

@@ -56,7 +56,7 @@ QUICK: Final = {
 
 @dataclass(frozen=True)
 class Settings:
-    """A network with two hidden layers of ReLU units; AdamW with full batches at a constant rate.
+    """A network with two hidden layers of ReLU units; AdamW with full batches, rates falling linearly.
 
     Errors are mean squared differences from the target network on new inputs, relative to those of the
     pretrained network: 1 is no adaptation. Training labels have noise, in units of the standard deviation of
@@ -72,6 +72,7 @@ class Settings:
     noise: float = setting(0.1, "standard deviation of the noise of the labels")
     test_samples: int = setting(4096, "new inputs for the errors")
     steps: int = setting(600, "steps of AdamW")
+    final_rate: float = setting(0.1, "share of the first rate at the end, as in dlnfast finetune")
     seeds: int = setting(12, "networks, teachers and samples")
     rate_seeds: int = setting(4, "other networks for the choice of the rate")
     etas: tuple[float, ...] = setting((0.03, 0.1, 0.3, 1.0), "norms of a step to choose from")
@@ -84,6 +85,8 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
     for name in ("width", "samples", "test_samples", "steps", "seeds", "rate_seeds"):
         check_count(getattr(settings, name), name)
     check_count(settings.teacher_rank, "teacher_rank", maximum=settings.width)
+    if not 0 <= settings.final_rate <= 1:
+        raise ValueError(f"final_rate is {settings.final_rate:g}; wanted a number from 0 to 1")
     named = {f"ranks[{i}]": rank for i, rank in enumerate(settings.ranks)}
     for name, rank in {"rate_rank": settings.rate_rank, **named}.items():
         check_count(rank, name, minimum=2, maximum=settings.width)
@@ -219,11 +222,13 @@ def _adapt(settings: Settings, method: str, rank: int, rate: float, seed: int) -
     start = task.model.get_parameter(f"{_ADAPTED}.weight").detach().clone()
     model, groups = _add_adapter(method, task, rank, rate, seed)
     optimizer = torch.optim.AdamW(groups, eps=1e-8, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, settings.final_rate, settings.steps)
     for _ in range(settings.steps):
         optimizer.zero_grad()
         loss = _mean_squared(model, task.train)
         torch.autograd.backward(loss)
         optimizer.step()
+        schedule.step()
     with torch.no_grad():
         error = float(_mean_squared(model, task.test)) / task.scale
         layer = model.get_submodule(_ADAPTED)
