@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import numpy as np
@@ -299,11 +300,56 @@ assert main(["figure", "penultimate-spectra", "--out", sys.argv[1]]) == 2
         ("low-rank-mlp", ["--ranks", "600"], "ranks[0] is 600"),
         ("low-rank-mlp", ["--results", "/nowhere"], "/nowhere"),
         ("penultimate-spectra", ["--records", "0"], "records is 0"),
+        ("deep-lora-teacher", ["--ranks", "4", "65"], "ranks[1] is 65"),
+        ("deep-lora-teacher", ["--rate-rank", "1"], "rate_rank is 1"),
+        ("deep-lora-teacher", ["--final-rate", "2"], "final_rate is 2"),
     ],
 )
 def test_errors_name_bad_options(tmp_path, capsys, name, options, message):
     assert main(["figure", name, "--out", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+TEACHER = [
+    "--width",
+    "16",
+    "--ranks",
+    "2",
+    "8",
+    "--rate-rank",
+    "4",
+    "--samples",
+    "60",
+    "--test-samples",
+    "80",
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_deep_lora_teacher_writes_its_numbers(tmp_path, capsys):
+    pytest.importorskip("peft", reason="peft is optional")
+    options = [*TEACHER, "--steps", "30", "--seeds", "3", "--rate-seeds", "2"]
+    found = run_figure(tmp_path, "deep-lora-teacher", *options)["numbers"]
+    assert len(found["methods"]) == 6
+    for method, record in found["methods"].items():
+        errors = np.array(record["errors"])
+        assert errors.shape == np.shape(record["norms"]) == (2, 3)
+        assert record["rate"] == record["rates"][int(np.argmin(record["rate_errors"]))]
+        label = importlib.import_module("dlnfast.figures.deep_lora_teacher").LABELS[method]
+        np.testing.assert_allclose(found["panels"]["error"]["curves"][label], errors.mean(axis=1))
+    # With one eta, the ranks train alike from the first steps; their updates have about the same norm.
+    few, many = np.mean(found["methods"]["deep-lora"]["norms"], axis=1)
+    assert 0.5 < few / many < 2
+    assert len(found["claims"]) == 4
+    assert "Deep LoRA, defaults of 0.1.0" in capsys.readouterr().out
+
+
+def test_errors_of_deep_lora_teacher_are_relative_to_the_pretrained_network(tmp_path):
+    options = [*TEACHER, "--steps", "1", "--seeds", "2", "--rate-seeds", "1", "--etas", "0"]
+    found = run_figure(tmp_path, "deep-lora-teacher", *options, "--methods", "deep-lora")["numbers"]
+    record = found["methods"]["deep-lora"]
+    np.testing.assert_allclose(record["errors"], 1.0, atol=1e-4)
+    np.testing.assert_allclose(record["norms"], 0.0, atol=1e-4)
 
 
 def test_quick_states_the_expected_duration():

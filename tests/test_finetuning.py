@@ -18,6 +18,7 @@ from helpers.figures import run_figure  # noqa: E402
 
 from dlnfast._config import finetuning  # noqa: E402
 from dlnfast._config.finetuning import (  # noqa: E402
+    METHODS,
     Grid,
     Results,
     Row,
@@ -69,7 +70,7 @@ def folder(transformers_with_peft, tmp_path_factory):
 
 
 def specification(folder, **grid):
-    settings = {"examples": [8], "seeds": [0], "learning_rates": [1e-3], "ranks": [2], **grid}
+    settings = {"examples": [8], "seeds": [0], "etas": [1e-3], "ranks": [2], **grid}
     return make_grid(
         model={"path": str(folder / "model"), "max_length": 16},
         task={"path": str(folder)},
@@ -83,31 +84,94 @@ def tuning(folder):
     return prepare(specification(folder))
 
 
+def run_of(method, **settings):
+    return Run(
+        method, **{"rank": 2, "n_examples": 8, "seed": 0, "eta": 0.1, "steps": 40, "batch_size": 8} | settings
+    )
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_both_methods_start_from_the_same_function_and_learn(tuning):
+def test_all_methods_start_from_the_same_function_and_learn(tuning):
     found = {}
-    for method in ("lora", "deep-lora"):
-        run = Run(method, rank=2, n_examples=8, seed=0, learning_rate=2e-2, steps=40, batch_size=8, scale=0.1)
+    for method in METHODS:
+        run = run_of(method, scale=0.1)
         first, again = (tuning.run(run) for _ in range(2))
         assert first.loss == again.loss
         assert first.scores == again.scores
         assert set(first.scores) == {"selection", "report"}
         assert len(first.loss) == 40
         assert first.loss[-1] < 0.5 * first.loss[0]
-        assert all(0 <= rank <= 2 for rank in first.ranks.values())
+        # LoRA-GA changes both factors, from a product of rank 2 to another one.
+        assert all(0 <= rank <= (4 if method == "lora-ga" else 2) for rank in first.ranks.values())
+        assert first.update_norm > 0
         # Two layers of six maps, and the pooler; the head is trained whole.
         assert len(first.ranks) == 13
         assert not any("classifier" in name for name in first.ranks)
         found[method] = first
-    # The same samples, order and head: both start from the same function (but for eps^3).
-    assert found["lora"].loss[0] == pytest.approx(found["deep-lora"].loss[0], rel=1e-2)
-    other = tuning.run(Run("lora", rank=2, n_examples=8, seed=1, learning_rate=2e-2, steps=1, batch_size=8))
-    assert other.loss[0] != found["lora"].loss[0]
+    # The same samples, order and head: all start from the same function (but for eps^3).
+    for outcome in found.values():
+        assert outcome.loss[0] == pytest.approx(found["lora"].loss[0], rel=1e-2)
+    assert len({outcome.loss[1] for outcome in found.values()}) == len(METHODS)
+    assert tuning.run(run_of("lora", seed=1, steps=1)).loss[0] != found["lora"].loss[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_methods_of_peft_have_their_own_starts_and_scales(tuning):
+    starts = {}
+
+    def keep(step, model, adapter):
+        assert adapter is None
+        name = "base_model.model.bert.encoder.layer.0.output.dense"
+        if step == 0:
+            layer = model.get_submodule(name)
+            weights = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            starts[run.method] = [w.detach().clone() for w in weights] + [layer.scaling["default"]]
+
+    for method in METHODS[:-1]:
+        run = run_of(method, steps=1, rank=4)
+        norm = tuning.run(run, after_step=keep).update_norm
+        assert 0 < norm < 2 * 0.1 * 13  # of one step, also where the start is not zero
+    one = torch.eye(4)
+    for method in ("lora", "rslora", "eva"):
+        assert not starts[method][1].any()
+    for method, scale in (("lora", 1.0), ("rslora", 4.0), ("eva", 1.0), ("lora-ga", 1.0)):
+        assert starts[method][2] == pytest.approx(scale)
+    for method in ("eva", "lora-ga"):
+        right = starts[method][0]
+        assert (right @ right.T - one).norm() <= 1e-5
+    assert starts["lora-ga"][1].any()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_learning_rates_follow_the_shapes_of_all_factors(tuning, monkeypatch):
+    seen = []
+    optimizer = torch.optim.AdamW
+    monkeypatch.setattr(
+        torch.optim, "AdamW", lambda groups, **k: seen.append(groups) or optimizer(groups, **k)
+    )
+    for method in ("lora", "deep-lora"):
+        for matched in (True, False):
+            tuning.run(run_of(method, steps=1, eta=0.03, match_updates=matched))
+            for group in seen.pop():
+                for parameter in group["params"]:
+                    n_entries = parameter[0].numel() if parameter.ndim == 3 else parameter.numel()
+                    wanted = 0.03 / math.sqrt(n_entries) if matched else 0.03
+                    assert group["initial_lr"] == pytest.approx(wanted)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_eva_and_lora_ga_refuse_ranks_that_they_cannot_start(tuning):
+    with pytest.raises(
+        ValueError, match="rank is 9; wanted at most 8 for 'lora-ga', half of the smaller side"
+    ):
+        tuning.run(run_of("lora-ga", rank=9))
+    with pytest.raises(ValueError, match="rank is 16; wanted at most half of the number of tokens"):
+        tuning.run(run_of("eva", rank=16, n_examples=2))
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_head_starts_at_the_mean_and_all_other_parameters_are_frozen(tuning):
-    run = Run("deep-lora", rank=2, n_examples=8, seed=0, learning_rate=1e-2, steps=2, batch_size=8)
+    run = Run("deep-lora", rank=2, n_examples=8, seed=0, eta=1e-2, steps=2, batch_size=8)
     before = {name: p.clone() for name, p in tuning.fresh_model(0)[0].named_parameters()}
     seen = []
 
@@ -125,29 +189,27 @@ def test_the_head_starts_at_the_mean_and_all_other_parameters_are_frozen(tuning)
 
 
 def test_larger_samples_contain_the_smaller_ones(tuning):
-    run = Run("lora", rank=2, n_examples=5, seed=3, learning_rate=1e-3, steps=4, batch_size=4)
+    run = Run("lora", rank=2, n_examples=5, seed=3, eta=1e-3, steps=4, batch_size=4)
     rows = tuning.examples(run)
     assert len(set(rows.tolist())) == 5
-    larger = tuning.examples(Run("lora", rank=2, n_examples=9, seed=3, learning_rate=1e-3, steps=4))
+    larger = tuning.examples(Run("lora", rank=2, n_examples=9, seed=3, eta=1e-3, steps=4))
     assert larger[:5].tolist() == rows.tolist()  # more samples contain the fewer ones
 
 
 def test_batches_are_the_same_for_both_methods(tuning):
-    run = Run("lora", rank=2, n_examples=5, seed=3, learning_rate=1e-3, steps=4, batch_size=4)
+    run = Run("lora", rank=2, n_examples=5, seed=3, eta=1e-3, steps=4, batch_size=4)
     batches = list(tuning.batches(run))
     assert [len(batch["labels"]) for batch in batches] == [4, 4, 4, 4]
     assert batches[0]["input_ids"].shape == batches[0]["attention_mask"].shape
     deep = list(
-        tuning.batches(
-            Run("deep-lora", rank=2, n_examples=5, seed=3, learning_rate=1e-2, steps=4, batch_size=4)
-        )
+        tuning.batches(Run("deep-lora", rank=2, n_examples=5, seed=3, eta=1e-2, steps=4, batch_size=4))
     )
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(batches, deep, strict=True))
 
 
 def test_more_examples_than_there_are_is_an_error(tuning):
     with pytest.raises(ValueError, match="n_examples is 1000; wanted at most the 40 there are"):
-        tuning.examples(Run("lora", rank=2, n_examples=1000, seed=0, learning_rate=1e-3, steps=1))
+        tuning.examples(Run("lora", rank=2, n_examples=1000, seed=0, eta=1e-3, steps=1))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -155,7 +217,7 @@ def test_the_command_resumes_an_unfinished_grid(folder, tmp_path, capsys):
     spec = tmp_path / "grid.toml"
     spec.write_text(
         f'[model]\npath = "{folder / "model"}"\nmax_length = 16\n[task]\npath = "{folder}"\n'
-        "[grid]\nranks = [2]\nexamples = [8]\nseeds = [0, 1]\nlearning_rates = [1e-3, 1e-2]\n"
+        "[grid]\nranks = [2]\nexamples = [8]\nseeds = [0, 1]\netas = [1e-3, 1e-2]\n"
         "[training]\nsteps = 2\nbatch_size = 4\n"
     )
     out = tmp_path / "out"
@@ -184,9 +246,10 @@ def test_the_command_resumes_an_unfinished_grid(folder, tmp_path, capsys):
 
 def record(method, *, seed, rate, selection, report, n=16, rank=8):
     return {
-        "run": {"method": method, "rank": rank, "n_examples": n, "seed": seed, "learning_rate": rate},
+        "run": {"method": method, "rank": rank, "n_examples": n, "seed": seed, "eta": rate},
         "scores": {"selection": selection, "report": report},
         "ranks": {"a": 1, "b": 2 if method == "deep-lora" else 8},
+        "update_norm": 10 * report,
     }
 
 
@@ -201,7 +264,7 @@ def test_rates_are_chosen_on_one_half_and_reported_on_the_other():
         record("deep-lora", seed=1, rate=1e-2, selection=0.7, report=0.5),
     ]
     lora, deep = summarise(records)
-    assert (lora.method, lora.learning_rate, lora.scores) == ("lora", 1e-3, {0: 0.1, 1: 0.3})
+    assert (lora.method, lora.eta, lora.scores) == ("lora", 1e-3, {0: 0.1, 1: 0.3})
     assert lora.mean == pytest.approx(0.2)
     assert lora.deviation == pytest.approx(np.std([0.1, 0.3], ddof=1))
     assert (lora.mean_rank, deep.mean_rank) == (4.5, 1.5)
@@ -209,12 +272,12 @@ def test_rates_are_chosen_on_one_half_and_reported_on_the_other():
     assert gap["difference"] == pytest.approx(0.15)
     assert gap["standard_error"] == pytest.approx(np.std([0.1, 0.2], ddof=1) / np.sqrt(2))
     text = table([lora, deep])
-    assert "| 16 | 8 | lora | 0.001 | 0.2000 | 0.1414 | 2 | 4.50 |" in text
-    assert "| 16 | 8 | +0.1500 | 0.0500 | 2 |" in text
+    assert "| 16 | 8 | lora | 0.001 | 0.2000 | 0.1414 | 2 | 4.50 | 2 |" in text
+    assert "| 16 | 8 | deep-lora - lora | +0.1500 | 0.0500 | 2 |" in text
 
 
 def test_a_single_seed_has_no_deviation():
-    row = Row("lora", 16, 8, 1e-3, {0: 0.5}, 0.4, 8.0)
+    row = Row("lora", 16, 8, 1e-3, {0: 0.5}, 0.4, [8], {0: 1.0})
     assert math.isnan(row.deviation)
     assert "| 0.5000 | - | 1 |" in table([row])
     assert compare_methods([row]) == []
@@ -222,7 +285,7 @@ def test_a_single_seed_has_no_deviation():
 
 def test_errors_name_wrong_specifications(tmp_path, folder):
     spec = tmp_path / "grid.toml"
-    spec.write_text('[model]\npath = "x"\n[grid]\nexamples = [1]\nseeds = [0]\nlearning_rates = [1]\n')
+    spec.write_text('[model]\npath = "x"\n[grid]\nexamples = [1]\nseeds = [0]\netas = [1]\n')
     with pytest.raises(SpecError, match=r"training\.steps is missing"):
         read_grid(spec)
     for change, message in (
@@ -231,10 +294,38 @@ def test_errors_name_wrong_specifications(tmp_path, folder):
         ("task.evaluated=2", r"task\.evaluated is 2; wanted an integer of at least 4"),
         ("deep-lora.init='zero'", r"deep-lora\.init is 'zero'"),
         ("house.roof=1", "house is not a section"),
+        ("grid.learning_rates=[1]", r"since version 0\.2\.0: write grid\.etas.*match_updates = false"),
+        ("deep-lora.learning_rates=[1]", r"since version 0\.2\.0: write deep-lora\.etas"),
     ):
         with pytest.raises(SpecError, match=message):
             read_grid(spec, ["training.steps=1", change])
     assert "[deep-lora]" in finetuning.describe_settings()
+
+
+def test_results_of_the_first_version_are_kept_and_not_reused(folder, tmp_path):
+    grid = specification(folder, methods=["lora"])
+    (run,) = grid.runs()
+    old = {key: value for key, value in run.to_dict().items() if key not in ("eta", "match_updates")}
+    line = json.dumps(
+        {"run": old | {"learning_rate": 1e-3}, "about": grid.metadata(), "scores": {}, "ranks": {}}
+    )
+    (tmp_path / "results.jsonl").write_text(line + "\n")
+    results = Results(tmp_path / "results.jsonl")
+    assert results.missing(grid) == [run]
+    assert results.of(grid) == []
+    results.append(grid, run, Outcome({"report": 0.5}, [2.0, 1.0], 10, {"a": 1}, 0.5, 0.1))
+    assert (tmp_path / "results.jsonl").read_text().startswith(line)
+    assert len(Results(tmp_path / "results.jsonl").of(grid)) == 1
+
+
+def test_deep_lora_is_compared_with_each_other_method():
+    rows = [
+        Row(method, 16, 8, 1e-2, {0: 0.1 * i, 1: 0.2}, 0.4, [8], {0: 1.0, 1: 1.1})
+        for i, method in enumerate(METHODS)
+    ]
+    gaps = {gap["other"]: gap["difference"] for gap in compare_methods(rows)}
+    assert gaps == {m: pytest.approx(0.05 * (4 - i)) for i, m in enumerate(METHODS[:-1])}
+    assert "| 16 | 8 | deep-lora - eva | +0.1000 |" in table(rows)
 
 
 def test_errors_name_damaged_results(tmp_path):
@@ -247,7 +338,7 @@ def test_truncated_lines_are_removed_by_the_next_write(folder, tmp_path):
     results_path = tmp_path / "results.jsonl"
     grid = specification(folder, methods=["lora"], seeds=[0, 1])
     first, second = grid.runs()
-    outcome = Outcome({"report": 0.5}, [2.0, 1.0], 10, {"a": 1}, 0.1)
+    outcome = Outcome({"report": 0.5}, [2.0, 1.0], 10, {"a": 1}, 0.5, 0.1)
     Results(results_path).append(grid, first, outcome)
     whole = results_path.read_bytes()
     results_path.write_bytes(whole + whole[:30])
@@ -265,7 +356,7 @@ def test_a_failed_write_of_a_line_preserves_the_other_lines(kind, folder, tmp_pa
     results_path = tmp_path / "results.jsonl"
     grid = specification(folder, methods=["lora"], seeds=[0, 1])
     first, second = grid.runs()
-    outcome = Outcome({"report": 0.5}, [2.0, 1.0], 10, {"a": 1}, 0.1)
+    outcome = Outcome({"report": 0.5}, [2.0, 1.0], 10, {"a": 1}, 0.5, 0.1)
     results = Results(results_path)
     results.append(grid, first, outcome)
     before = results_path.read_bytes()
@@ -291,7 +382,7 @@ def test_results_are_written_at_once_and_found_by_their_settings(folder, tmp_pat
     grid = specification(folder, methods=["lora"], seeds=[0, 1])
     first, second = grid.runs()
     assert results.missing(grid) == [first, second]
-    results.append(grid, first, Outcome({"report": 0.5}, [2.0, 1.0], 10, {"a": 1}, 0.1))
+    results.append(grid, first, Outcome({"report": 0.5}, [2.0, 1.0], 10, {"a": 1}, 0.5, 0.1))
     again = Results(tmp_path / "results.jsonl")
     assert again.missing(grid) == results.missing(grid) == [second]
     assert [record["run"]["seed"] for record in again.of(grid)] == [0]
@@ -314,13 +405,13 @@ def test_results_are_written_at_once_and_found_by_their_settings(folder, tmp_pat
 @pytest.mark.filterwarnings("ignore")
 def test_diverged_runs_are_recorded_as_diverged(folder, tmp_path):
     results = Results(tmp_path / "results.jsonl")
-    grid = specification(folder, methods=["lora"], learning_rates=[1e12, 1e-3])
+    grid = specification(folder, methods=["lora"], etas=[1e12, 1e-3])
     said = []
     run_grid(grid, results, report=said.append)
-    assert "rate 1e+12: the loss is" in said[0]
+    assert "eta 1e+12: the loss is" in said[0]
     assert Results(tmp_path / "results.jsonl").missing(grid) == []
     (row,) = summarise(results.of(grid))
-    assert row.learning_rate == 1e-3
+    assert row.eta == 1e-3
     assert summarise(results.of(grid)[:1]) == []
 
 
@@ -329,12 +420,12 @@ def test_runs_are_checked():
         ({"method": "full"}, "method is 'full'"),
         ({"rank": 0}, "rank is 0"),
         ({"steps": 0}, "steps is 0"),
-        ({"learning_rate": -1.0}, "learning_rate is -1"),
+        ({"eta": -1.0}, "eta is -1"),
         ({"depth": 7}, "depth is 7"),
         ({"init": "svd"}, "init is 'svd'"),
         ({"epsilon": -1.0}, "epsilon is -1"),
     ):
-        values = {"method": "lora", "rank": 2, "n_examples": 8, "seed": 0, "learning_rate": 1e-3, "steps": 1}
+        values = {"method": "lora", "rank": 2, "n_examples": 8, "seed": 0, "eta": 1e-3, "steps": 1}
         with pytest.raises(ValueError, match=message):
             Run(**{**values, **keywords})
 
@@ -365,8 +456,7 @@ except ModuleNotFoundError as error:
 @pytest.mark.filterwarnings("ignore")
 def test_the_figure_of_few_examples_writes_its_numbers(folder, tmp_path, capsys):
     options = ["--model", str(folder / "model"), "--data", str(folder), "--examples", "4", "8"]
-    options += ["--rank", "2", "--ranks", "2", "4", "--seeds", "2", "--learning-rates", "1e-3", "1e-2"]
-    options += ["--deep-learning-rates", "1e-3", "1e-2"]
+    options += ["--rank", "2", "--ranks", "2", "4", "--seeds", "2", "--etas", "1e-2", "1e-1"]
     options += ["--steps", "3", "--evaluated", "12", "--max-length", "16", "--results", str(tmp_path)]
     numbers = run_figure(tmp_path, "deep-lora-fewshot", *options)["numbers"]
     assert [(row["n_examples"], row["method"]) for row in numbers["rows"]] == [

@@ -93,7 +93,7 @@ def test_peft_loads_the_exported_lora_with_the_same_output(compressed, batch, tm
     model = bert()
     plain = logits(model, batch)
     adapter = dt.DeepLoRA(model, LAYERS, rank=4, scale=0.3, batches=batch)
-    train(model, batch, adapter.param_groups(3e-2))
+    train(model, batch, adapter.param_groups(0.1))
     if compressed:
         with torch.no_grad():
             for p in adapter.parameters():
@@ -195,6 +195,20 @@ def test_initial_factors_equal_those_of_the_package(batch):
         assert {k: v for k, v in group.items() if k != "params"} == {
             k: v for k, v in other.items() if k != "params"
         }
+
+
+def test_a_head_follows_the_rule_of_the_factors(batch):
+    model = wrapped(batch, modules_to_save=["classifier"])
+    rates = {id(p): group["lr"] for group in deep.param_groups(model, 0.03) for p in group["params"]}
+    assert rates.keys() == {id(p) for p in model.parameters() if p.requires_grad}
+    (head,) = [p for name, p in model.named_parameters() if name.endswith("default.weight")]
+    assert rates[id(head)] == pytest.approx(0.03 / head.numel() ** 0.5)
+    (core, *_) = [p for name, p in model.named_parameters() if name.endswith(".cores")]
+    assert rates[id(core)] == pytest.approx(0.03 / 4)
+    (single,) = deep.param_groups(model, 0.03, match_updates=False)
+    assert single["lr"] == 0.03
+    with pytest.raises(TypeError, match=r"param_groups has no keyword 'learning_rate' .*: write eta="):
+        deep.param_groups(model, learning_rate=0.03)
 
 
 @pytest.mark.parametrize("init", ["gradient", "random"])

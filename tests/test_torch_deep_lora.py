@@ -7,6 +7,7 @@ import copy
 import importlib.resources
 import itertools
 import json
+import math
 import pickle
 
 import numpy as np
@@ -152,7 +153,7 @@ def test_the_branch_is_the_product_of_its_factors(d_out, d_in, rank, depth, init
 def test_training_changes_only_the_factors():
     model, batch, adapter = adapted()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    optimizer = torch.optim.AdamW(adapter.param_groups(1e-2, weight_decay=0.1))
+    optimizer = torch.optim.AdamW(adapter.param_groups(0.1, weight_decay=0.1))
     losses = []
     for _ in range(30):
         loss = squared_error(model, batch)
@@ -165,26 +166,88 @@ def test_training_changes_only_the_factors():
         assert torch.equal(value, before[key]) != ("deep_lora" in key)
 
 
-def test_groups_contain_all_parameters_and_schedulers_preserve_their_ratio():
+@pytest.mark.parametrize("init", ["gradient", "random", "full"])
+def test_rates_give_steps_of_adam_of_one_norm_on_all_factors(init):
+    """``eta / sqrt(a b)`` for an a x b factor: at every width, and for every core of a stack."""
+    steps = {}
+    for rank in (2, 5) if init != "full" else (None,):
+        model = network()
+        batch = batch_for(model)
+        given_batch = {"batches": batch, "loss": squared_error} if init == "gradient" else {}
+        adapter = dt.DeepLoRA(model, rank=rank, depth=4, init=init, scale=0.5, **given_batch)
+        optimizer = torch.optim.AdamW(adapter.param_groups(0.01), eps=1e-20, weight_decay=0.0)
+        before = [[f.clone() for f in adapter.factors(name)] for name in adapter.layer_names]
+        squared_error(model, batch).backward()
+        optimizer.step()
+        after = [adapter.factors(name) for name in adapter.layer_names]
+        steps[rank] = [
+            float((new - old).norm())
+            for layer in zip(before, after, strict=True)
+            for old, new in zip(*layer, strict=True)
+        ]
+    for found in steps.values():
+        # Units of ReLU that are off have no gradient, and keep their rows.
+        assert max(found) == pytest.approx(0.01, rel=1e-3)
+        assert min(found) > 0.007
+
+
+def test_groups_have_one_rate_each_and_schedulers_preserve_their_ratios():
     _, _, adapter = adapted()
     groups = adapter.param_groups(1e-2, outer=0.05, weight_decay=0.3)
-    assert [group["lr"] for group in groups] == [1e-2, pytest.approx(5e-4)]
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert rates.keys() == {id(p) for p in adapter.parameters()}
+    assert len({group["lr"] for group in groups}) == len(groups)
     assert all(group["weight_decay"] == 0.3 for group in groups)
-    assert {tuple(p.shape) for p in groups[0]["params"]} == {(3, 4, 4)}
-    grouped = {id(p) for group in groups for p in group["params"]}
-    assert grouped == {id(p) for p in adapter.parameters()}
+    for p in adapter.parameters():
+        ratio = 1.0 if p.ndim == 3 else 0.05
+        assert rates[id(p)] == pytest.approx(ratio * 1e-2 / math.sqrt(p.shape[-1] * p.shape[-2]))
     optimizer = torch.optim.SGD(groups)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1.0, 5)
     for _ in range(3):
         optimizer.step()
         scheduler.step()
-        rates = scheduler.get_last_lr()
-        assert rates[1] == pytest.approx(0.05 * rates[0])
-    for init in ("random", "full"):
-        other = (
-            dt.DeepLoRA(network(), init=init) if init == "full" else dt.DeepLoRA(network(), rank=2, init=init)
-        )
-        assert len(other.param_groups(1e-2)) == 1
+        shares = np.array(scheduler.get_last_lr()) / [group["lr"] for group in groups]
+        np.testing.assert_allclose(shares, shares[0])
+    raw = adapter.param_groups(1e-2, outer=0.05, match_updates=False)
+    assert sorted(group["lr"] for group in raw) == [pytest.approx(5e-4), 1e-2]
+    (single,) = adapter.param_groups(1e-2, match_updates=False)
+    assert len(single["params"]) == len(rates)
+
+
+def test_the_learning_rate_of_the_first_version_is_refused_with_the_new_call():
+    _, _, adapter = adapted()
+    with pytest.raises(
+        TypeError, match=r"no keyword 'learning_rate' since version 0\.2\.0: write eta=.*match_updates"
+    ):
+        adapter.param_groups(learning_rate=1e-2)
+    with pytest.raises(TypeError, match="no keyword 'learning_rate'"):
+        adapter.param_groups(1e-2, learning_rate=1e-2)
+
+
+def test_one_eta_trains_all_ranks_alike():
+    """With one raw rate, narrow adapters start late and wide ones overshoot."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(128, 48, generator=generator)
+    y = x @ torch.randn(48, 2, generator=generator) @ torch.randn(2, 48, generator=generator) / 7
+    spread = {}
+    for matched in (True, False):
+        norms = []
+        for rank in (4, 8, 16, 32):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(48, 48))
+            adapter = dt.DeepLoRA(model, "0", rank=rank, init="random", scale=1e-2)
+            rate = {"eta": 0.1} if matched else {"eta": 0.1 / 8, "match_updates": False}  # equal at r = 8
+            optimizer = torch.optim.AdamW(adapter.param_groups(**rate), weight_decay=0.0)
+            norms.append([])
+            for _ in range(30):
+                optimizer.zero_grad()
+                squared_error(model, (x, y)).backward()
+                optimizer.step()
+                norms[-1].append(float(adapter.delta_weight("0").norm()))
+        steps = np.array(norms).T
+        spread[matched] = steps.max(axis=1) / steps.min(axis=1)
+    assert spread[True][9] < 3 < 10 < spread[False][9]
+    assert spread[True][29] < 1.1 < 1.4 < spread[False][29]
 
 
 def test_accumulated_gradients_equal_those_of_the_whole_batch():
@@ -235,7 +298,7 @@ class Comparison:
         rotations = [haar(d, generator), haar(d, generator)]
         rotations.append(self.rotation @ (rotations[1] @ rotations[0]).T)
         self.wide = [(self.scale * q).requires_grad_() for q in rotations]
-        groups = self.adapter.param_groups(rate, outer=outer)
+        groups = self.adapter.param_groups(rate, outer=outer, match_updates=False)
         self.optimizers = [
             torch.optim.SGD(self.wide, lr=rate, momentum=momentum),
             torch.optim.SGD(groups, momentum=momentum),
@@ -710,7 +773,7 @@ def test_compression_is_optimal_and_reports_its_error(init):
         assert len(cores) == 3
         assert (right @ right.T - torch.eye(2)).norm() <= tolerance(F32, 12)
         assert (left.T @ left - torch.eye(2)).norm() <= tolerance(F32, 12)
-    optimizer = torch.optim.SGD(adapter.param_groups(1e-2))
+    optimizer = torch.optim.SGD(adapter.param_groups(1e-2, match_updates=False))
     loss = squared_error(model, batch)
     loss.backward()
     optimizer.step()
@@ -758,13 +821,14 @@ def test_an_adapter_can_be_saved_and_loaded(init, tmp_path):
     if init == "compressed":
         adapter.compress(tolerance=0.5)
     output = model(batch[0])
+    rates = [group["lr"] for group in adapter.param_groups(1e-3, outer=0.1)]
     adapter.save(tmp_path / "adapter.safetensors")
     adapter.remove()
     again = dt.DeepLoRA.load(model, tmp_path / "adapter.safetensors", name="again")
     assert torch.equal(model(batch[0]), output)
     assert again.name == "again"
     assert (again.depth, again.scale, again.init) == (adapter.depth, adapter.scale, adapter.init)
-    assert len(again.param_groups(1e-3)) == (1 if init in ("random", "full", "depth 2") else 2)
+    assert [group["lr"] for group in again.param_groups(1e-3, outer=0.1)] == rates
     assert not model[0].weight.requires_grad
     state = again.state_dict()
     third = dt.DeepLoRA.load(network(), tmp_path / "adapter.safetensors")
@@ -895,7 +959,7 @@ def test_errors_name_the_invalid_argument():
         adapter.factors("1")
     with pytest.raises(ValueError, match="needs a rank or a tolerance"):
         adapter.compress()
-    with pytest.raises(ValueError, match="learning_rate"):
+    with pytest.raises(ValueError, match="eta is -1"):
         adapter.param_groups(-1.0)
     with pytest.raises(ValueError, match="outer"):
         adapter.param_groups(1.0, outer=-1.0)
@@ -952,7 +1016,7 @@ def test_a_pretrained_model_is_adapted_and_restored():
     assert repr(adapter) == "DeepLoRA('default', 12 layers, rank 8, depth 3, 76032 parameters)"
     with torch.no_grad():
         assert relative_error(model(**batch).logits, plain) <= 0.03**2
-    optimizer = torch.optim.AdamW(adapter.param_groups(3e-2))
+    optimizer = torch.optim.AdamW(adapter.param_groups(0.1))
     losses = []
     for _ in range(10):
         loss = model(**batch).loss

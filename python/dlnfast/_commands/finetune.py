@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``dlnfast finetune``: LoRA beside Deep LoRA on a pretrained transformer."""
+"""``dlnfast finetune``: Deep LoRA beside other adapters on a pretrained transformer."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from .common import add_specification, complain, make_folder
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the description and the arguments of the command."""
     parser.description = (
-        "Train a grid of methods, ranks, numbers of examples, seeds and learning rates. Writes\n"
+        "Train a grid of methods, ranks, numbers of examples, seeds and etas. Writes\n"
         "results.jsonl, a line for every finished run, and table.md. Runs in results.jsonl are skipped:\n"
-        "the same command resumes an interrupted grid. Needs transformers, and peft for LoRA."
+        "the same command resumes an interrupted grid. Needs transformers, and peft for\n"
+        "methods other than Deep LoRA."
     )
     parser.epilog = finetuning.describe_settings()
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

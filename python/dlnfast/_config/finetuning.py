@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from .._datasets.text import TASKS, TextTask
-from .._support.arrays import check_choice, check_count, check_scale
+from .._support.arrays import check_choice, check_count, check_flag, check_scale
 from .._support.errors import DivergedError
 from .._support.files import decode_text, parse_object, with_checksum, without_checksum
 from .._support.keys import Key, boolean, choice, integer, is_integer, is_list_of, is_number, number, string
@@ -35,8 +35,8 @@ __all__ = [
     "table",
 ]
 
-#: Methods of fine-tuning.
-METHODS: Final = ("lora", "deep-lora")
+#: Methods of fine-tuning; all but the last are adapters of PEFT.
+METHODS: Final = ("lora", "rslora", "eva", "lora-ga", "deep-lora")
 #: Initialisations of Deep LoRA: leading directions of the first gradient, random frames, full rank.
 INITS: Final = ("gradient", "random", "full")
 #: Halves of the development split: one to choose learning rates, one to report scores.
@@ -55,11 +55,19 @@ _SECTIONS: Final[dict[str, dict[str, Key]]] = {
         "evaluated": integer(),
     },
     "grid": {
-        "methods": Key(is_list_of(lambda v: v in METHODS), "a list of " + ", ".join(METHODS), list(METHODS)),
+        "methods": Key(
+            is_list_of(lambda v: v in METHODS), "a list of " + ", ".join(METHODS), ["lora", "deep-lora"]
+        ),
         "ranks": Key(is_list_of(is_integer), "a list of integers", [8]),
         "examples": Key(is_list_of(is_integer), "a list of integers", required=True),
         "seeds": Key(is_list_of(is_integer), "a list of integers", required=True),
-        "learning_rates": Key(is_list_of(is_number), "a list of numbers", required=True),
+        "etas": Key(
+            is_list_of(is_number),
+            "a list of numbers",
+            required=True,
+            help="Norms of a step of Adam on a factor, from which each method gets the best: an a x b factor "
+            "has the learning rate eta / sqrt(a b).",
+        ),
     },
     "training": {
         "steps": integer(required=True),
@@ -67,15 +75,28 @@ _SECTIONS: Final[dict[str, dict[str, Key]]] = {
         "final_rate": number(0.1),
         "epsilon": number(1e-8),
         "train_head": boolean(True),
+        "match_updates": Key(
+            lambda v: isinstance(v, bool),
+            "true or false",
+            True,
+            help="Whether learning rates follow the shapes of the factors; false: eta is the rate of all.",
+        ),
     },
     "deep-lora": {
         "depth": integer(3),
-        "scale": number(1e-3),
+        "scale": number(1e-2),
         "init": choice(INITS[0], *INITS),
-        "outer": number(1e-2),
-        "learning_rates": Key(is_list_of(is_number), "a list of numbers that replaces the grid's"),
+        "outer": number(1.0),
+        "etas": Key(is_list_of(is_number), "a list of numbers that replaces the grid's"),
     },
     "output": {"directory": string()},
+}
+
+#: Keys of version 0.1.0 -> what to write instead.
+_MOVED: Final = {
+    f"{section}.learning_rates": f"{section}.etas, the norms of a step on a factor, or {section}.etas with "
+    "the same numbers and training.match_updates = false"
+    for section in ("grid", "deep-lora")
 }
 
 
@@ -85,8 +106,11 @@ class Run:
 
     Attributes
     ----------
-    method : {"lora", "deep-lora"}
+    method : {"lora", "rslora", "eva", "lora-ga", "deep-lora"}
         Method of adaptation. "lora" is that of PEFT with alpha = r: Deep LoRA has no factor alpha / r either.
+        "rslora" has the factor 8 / sqrt(r) (arXiv 2312.03732). "eva" starts A at the leading right singular
+        vectors of the layer's inputs, with equal ranks (arXiv 2410.07170). "lora-ga" starts A and B at
+        singular vectors of the first gradient (arXiv 2407.05000).
     rank : int
         Rank r of the adapters; ignored by Deep LoRA with ``init="full"``.
     n_examples : int
@@ -94,12 +118,14 @@ class Run:
         their order and the new head.
     seed : int
         Seed of samples, their order, the head and the adapters.
-    learning_rate : float
-        Learning rate of AdamW at the start; it falls linearly to ``final_rate * learning_rate``.
+    eta : float
+        Norm of a step of AdamW on each factor at the start: an a x b factor has the learning rate
+        ``eta / sqrt(a b)``, and other tensors of n entries ``eta / sqrt(n)``. It falls linearly to
+        ``final_rate * eta``.
     steps, batch_size : int
         Number of steps, and of samples in each.
     final_rate : float
-        Factor of the learning rate at the end.
+        Factor of the learning rates at the end.
     epsilon : float
         Epsilon of AdamW. The first gradients of Deep LoRA's cores are ``scale^(L - 1)`` times those of the
         weight; if that is far below epsilon, the cores start to move late.
@@ -107,22 +133,25 @@ class Run:
         Depth L, scale eps, initialisation and factor gamma of Deep LoRA.
     train_head : bool
         Whether the new head is trained as well.
+    match_updates : bool
+        Whether learning rates follow the shapes of the factors; False: eta is the rate of all parameters.
     """
 
     method: str
     rank: int
     n_examples: int
     seed: int
-    learning_rate: float
+    eta: float
     steps: int
     batch_size: int = 16
     final_rate: float = 0.1
     epsilon: float = 1e-8
     depth: int = 3
-    scale: float = 1e-3
+    scale: float = 1e-2
     init: str = "gradient"
-    outer: float = 1e-2
+    outer: float = 1.0
     train_head: bool = True
+    match_updates: bool = True
 
     def __post_init__(self) -> None:
         """Check the settings here, where error messages can name them."""
@@ -132,13 +161,15 @@ class Run:
         check_count(self.seed, "seed", minimum=0)
         check_count(self.depth, "depth", minimum=2, maximum=5)
         check_choice(self.init, "init", INITS)
-        for name in ("learning_rate", "final_rate", "epsilon", "scale", "outer"):
+        for name in ("eta", "final_rate", "epsilon", "scale", "outer"):
             check_scale(getattr(self, name), name)
+        for name in ("train_head", "match_updates"):
+            check_flag(getattr(self, name), name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as a dict; settings of Deep LoRA are left out for LoRA."""
+        """Return the settings as a dict; settings of Deep LoRA are left out for other methods."""
         values = asdict(self)
-        if self.method == "lora":
+        if self.method != "deep-lora":
             for name in ("depth", "scale", "init", "outer"):
                 del values[name]
         return values
@@ -158,6 +189,8 @@ class Outcome:
         Number of trained parameters, including the head.
     ranks : dict of str to int
         Rank of each layer's update: the number of singular values above 1 % of the largest of all layers.
+    update_norm : float
+        Frobenius norm of the updates of all layers together.
     seconds : float
         Time of training and evaluation.
     """
@@ -166,6 +199,7 @@ class Outcome:
     loss: list[float]
     n_parameters: int
     ranks: dict[str, int]
+    update_norm: float
     seconds: float
 
 
@@ -178,25 +212,25 @@ class Grid:
     def runs(self) -> list[Run]:
         """Return the runs seed by seed, so that an interrupted grid has complete seeds."""
         grid, training, deep = (dict(self.sections[name]) for name in ("grid", "training", "deep-lora"))
-        shared: Sequence[float] = grid["learning_rates"]
-        rates = dict.fromkeys(grid["methods"], shared)
-        own = deep.pop("learning_rates")
-        if own is not None and "deep-lora" in rates:
-            rates["deep-lora"] = own
+        shared: Sequence[float] = grid["etas"]
+        etas = dict.fromkeys(grid["methods"], shared)
+        own = deep.pop("etas")
+        if own is not None and "deep-lora" in etas:
+            etas["deep-lora"] = own
         return [
             Run(
                 method=method,
                 rank=rank,
                 n_examples=n,
                 seed=seed,
-                learning_rate=float(rate),
+                eta=float(eta),
                 **training,
                 **(deep if method == "deep-lora" else {}),
             )
             for seed, n, rank, method in itertools.product(
                 grid["seeds"], grid["examples"], grid["ranks"], grid["methods"]
             )
-            for rate in rates[method]
+            for eta in etas[method]
         ]
 
     def metadata(self) -> dict[str, Any]:
@@ -242,6 +276,10 @@ def make_grid(**sections: Mapping[str, Any]) -> Grid:
 
 def _check_grid(raw: Mapping[str, Any]) -> Grid:
     check_names(raw, _SECTIONS)
+    for name, new in _MOVED.items():
+        section, key = name.split(".")
+        if key in raw.get(section, {}):
+            raise SpecError(f"{name} is not a setting since version 0.2.0: write {new}")
     sections = {name: check_section(name, raw.get(name, {}), keys) for name, keys in _SECTIONS.items()}
     evaluated = sections["task"]["evaluated"]
     if evaluated is not None and evaluated < 4:
@@ -325,6 +363,7 @@ class Results:
             "final_loss": float(np.mean(outcome.loss[-5:])),
             "n_parameters": outcome.n_parameters,
             "ranks": outcome.ranks,
+            "update_norm": outcome.update_norm,
             "seconds": outcome.seconds,
         }
         self._write(record)
@@ -352,14 +391,17 @@ def _check_record(record: dict[str, Any]) -> dict[str, Any]:
     if "about" not in record:  # of no grid
         return record
     run = record["run"]
+    if "learning_rate" in run and "eta" not in run:  # version 0.1.0: of no grid of this version
+        return record
     check_choice(run["method"], "run.method", METHODS)
     for name in ("rank", "n_examples", "seed"):
         check_count(run[name], f"run.{name}", minimum=0)
-    check_scale(run["learning_rate"], "run.learning_rate")
+    check_scale(run["eta"], "run.eta")
     if "diverged" not in record:
         for part in PARTS:
             if not is_number(record["scores"].get(part, 0.0)):
                 raise ValueError(f"scores.{part} is {record['scores'][part]!r}; wanted a number")
+        check_scale(record["update_norm"], "update_norm")
         for layer, rank in record["ranks"].items():
             check_count(rank, f"ranks.{layer}", minimum=0)
     return record
@@ -367,26 +409,29 @@ def _check_record(record: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Row:
-    """Several seeds of one method, number of examples and rank, at the selected learning rate.
+    """Several seeds of one method, number of examples and rank, at the selected eta.
 
     Attributes
     ----------
-    method, n_examples, rank, learning_rate
+    method, n_examples, rank, eta
     scores : dict of int to float
         Seed -> score on the half that is reported.
     selection : float
-        Mean score on the half where the rate was chosen.
+        Mean score on the half where eta was chosen.
     ranks : list of int
         Ranks of the updates of all layers, seed by seed.
+    norms : dict of int to float
+        Seed -> Frobenius norm of the updates of all layers together.
     """
 
     method: str
     n_examples: int
     rank: int
-    learning_rate: float
+    eta: float
     scores: dict[int, float]
     selection: float
     ranks: list[int]
+    norms: dict[int, float]
 
     @property
     def mean(self) -> float:
@@ -399,6 +444,11 @@ class Row:
         return float(np.mean(self.ranks))
 
     @property
+    def mean_norm(self) -> float:
+        """Mean norm of the updates."""
+        return float(np.mean(list(self.norms.values())))
+
+    @property
     def deviation(self) -> float:
         """Standard deviation over the seeds, n - 1 in the denominator; NaN for a single one."""
         values = list(self.scores.values())
@@ -406,21 +456,26 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all entries as plain values."""
-        beside = {"mean": self.mean, "deviation": self.deviation, "mean_rank": self.mean_rank}
+        beside = {
+            "mean": self.mean,
+            "deviation": self.deviation,
+            "mean_rank": self.mean_rank,
+            "mean_norm": self.mean_norm,
+        }
         return asdict(self) | beside
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Return a row for every method, number of examples and rank, at the rate with the best selection score.
+    """Return a row for every method, number of examples and rank, at the eta with the best selection score.
 
-    The rate is the one whose mean over the seeds is best, among those at which no run diverged; where there
+    That eta is the one whose mean over the seeds is best, among those at which no run diverged; where there
     is none there is no row.
     """
     groups: dict[tuple[int, int, str], dict[float, list[Mapping[str, Any]]]] = {}
     for record in records:
         run = record["run"]
         key = (run["n_examples"], run["rank"], run["method"])
-        groups.setdefault(key, {}).setdefault(run["learning_rate"], []).append(record)
+        groups.setdefault(key, {}).setdefault(run["eta"], []).append(record)
     rows = []
     for (n_examples, rank, method), rates in sorted(groups.items(), key=lambda item: _order(item[0])):
         rates = {rate: found for rate, found in rates.items() if not any("diverged" in r for r in found)}
@@ -438,9 +493,10 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[Row]:
                 method=method,
                 n_examples=n_examples,
                 rank=rank,
-                learning_rate=best,
+                eta=best,
                 scores={r["run"]["seed"]: float(r["scores"]["report"]) for r in rates[best]},
                 selection=means[best],
+                norms={r["run"]["seed"]: float(r["update_norm"]) for r in rates[best]},
                 ranks=[int(rank) for record in rates[best] for rank in record["ranks"].values()],
             )
         )
@@ -452,48 +508,53 @@ def _order(key: tuple[int, int, str]) -> tuple[int, int, int]:
 
 
 def compare_methods(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return Deep LoRA less LoRA, seed by seed: mean, standard error and number of pairs."""
-    found = {(row.n_examples, row.rank, row.method): row for row in rows}
+    """Return Deep LoRA less each other method, seed by seed: mean, standard error and number of pairs."""
     result = []
-    for (n_examples, rank, method), row in found.items():
-        other = found.get((n_examples, rank, "lora"))
-        if method != "deep-lora" or other is None:
-            continue
-        seeds = sorted(set(row.scores) & set(other.scores))
-        gaps = [row.scores[seed] - other.scores[seed] for seed in seeds]
-        if not gaps:
-            continue
-        error = float(np.std(gaps, ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else math.nan
-        result.append(
-            {
-                "n_examples": n_examples,
-                "rank": rank,
-                "difference": float(np.mean(gaps)),
-                "standard_error": error,
-                "pairs": len(gaps),
-            }
-        )
+    for row in (row for row in rows if row.method == "deep-lora"):
+        for other in rows:
+            if other.method == "deep-lora" or (other.n_examples, other.rank) != (row.n_examples, row.rank):
+                continue
+            seeds = sorted(set(row.scores) & set(other.scores))
+            gaps = [row.scores[seed] - other.scores[seed] for seed in seeds]
+            if not gaps:
+                continue
+            error = float(np.std(gaps, ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else math.nan
+            result.append(
+                {
+                    "n_examples": row.n_examples,
+                    "rank": row.rank,
+                    "other": other.method,
+                    "difference": float(np.mean(gaps)),
+                    "standard_error": error,
+                    "pairs": len(gaps),
+                }
+            )
     return result
 
 
 def table(rows: Sequence[Row]) -> str:
     """Return a Markdown table: mean and standard deviation of every row, and the paired differences."""
     lines = [
-        "| examples | r | method | rate | score | deviation | seeds | mean rank of the update |",
-        "|---|---|---|---|---|---|---|---|",
+        "| examples | r | method | eta | score | deviation | seeds | mean rank | norm of the update |",
+        "|" + 9 * "---|",
     ]
     for row in rows:
         deviation = "-" if math.isnan(row.deviation) else f"{row.deviation:.4f}"
         lines.append(
-            f"| {row.n_examples} | {row.rank} | {row.method} | {row.learning_rate:g} | {row.mean:.4f} | "
-            f"{deviation} | {len(row.scores)} | {row.mean_rank:.2f} |"
+            f"| {row.n_examples} | {row.rank} | {row.method} | {row.eta:g} | {row.mean:.4f} | "
+            f"{deviation} | {len(row.scores)} | {row.mean_rank:.2f} | {row.mean_norm:.3g} |"
         )
     differences = compare_methods(rows)
     if differences:
-        lines += ["", "| examples | r | deep-lora - lora | standard error | pairs |", "|---|---|---|---|---|"]
+        lines += [
+            "",
+            "| examples | r | difference | value | standard error | pairs |",
+            "|---|---|---|---|---|---|",
+        ]
     for gap in differences:
         error = "-" if math.isnan(gap["standard_error"]) else f"{gap['standard_error']:.4f}"
         lines.append(
-            f"| {gap['n_examples']} | {gap['rank']} | {gap['difference']:+.4f} | {error} | {gap['pairs']} |"
+            f"| {gap['n_examples']} | {gap['rank']} | deep-lora - {gap['other']} | "
+            f"{gap['difference']:+.4f} | {error} | {gap['pairs']} |"
         )
     return "\n".join(lines)

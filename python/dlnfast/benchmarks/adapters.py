@@ -130,7 +130,7 @@ def adapter_steps(sizes: dict[str, Any], rank: int, repeats: int) -> dict[str, A
     adapter = DeepLoRA(deep, names, rank=rank, batches=batch)
     optimizers = {
         "lora": torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-4),
-        "deep-lora": torch.optim.AdamW(adapter.param_groups(1e-4)),
+        "deep-lora": torch.optim.AdamW(adapter.param_groups(1e-2)),
     }
     models = {"lora": wrapped, "deep-lora": deep}
 

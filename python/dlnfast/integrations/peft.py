@@ -38,6 +38,8 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from .._support.arrays import check_choice, check_count, check_scale, random_generator
+from .._support.moved import refuse_moved
+from ..torch._factor_rates import MOVED_RATE, FactorRates, make_groups
 from ..torch._gradients import Loss, find_leading_gradients
 from ..torch._names import named_layers, strip_wrapper_parts
 from ..torch._weight_use import WeightUse, find_weight_use
@@ -80,12 +82,12 @@ class DeepLoraConfig(peft.PeftConfig):  # type: ignore[misc]
     >>> config = deep.DeepLoraConfig(r=8, target_modules=["query"])  # doctest: +SKIP
     >>> model = peft.get_peft_model(model, config)  # doctest: +SKIP
     >>> deep.initialize_from_gradients(model, batch)  # doctest: +SKIP
-    >>> optimizer = torch.optim.AdamW(deep.param_groups(model, 1e-4))  # doctest: +SKIP
+    >>> optimizer = torch.optim.AdamW(deep.param_groups(model, 0.03))  # doctest: +SKIP
     """
 
     r: int = 8
     depth: int = 3
-    scale: float = 1e-3
+    scale: float = 1e-2
     init: str = "gradient"
     seed: int = 0
     target_modules: list[str] | str | None = None
@@ -590,22 +592,25 @@ def initialize_from_gradients(
         layer.deep_lora_needs_gradient[adapter_name] = False
 
 
+@refuse_moved("param_groups", MOVED_RATE)
 def param_groups(
-    model: nn.Module, learning_rate: float, outer: float = 1e-2, **options: Any
+    model: nn.Module, eta: float, outer: float = 1.0, *, match_updates: bool = True, **options: Any
 ) -> list[dict[str, Any]]:
-    """Return all trained parameters as groups for an optimiser, frames with their own learning rate.
+    """Return all trained parameters as groups for an optimiser, with the rates ``eta / sqrt(a b)``.
 
-    See `dlnfast.torch.DeepLoRA.param_groups`. Other trained parameters, such as a new head, are in the group
-    of the cores.
+    See `dlnfast.torch.DeepLoRA.param_groups`. Other trained parameters, such as a new head, follow the same
+    rule: a tensor of n entries gets the learning rate ``eta / sqrt(n)``.
 
     Parameters
     ----------
     model : PeftModel
         Model with Deep LoRA adapters.
-    learning_rate : float
-        Learning rate of cores and other parameters.
+    eta : float
+        Frobenius norm of a step of Adam on each factor and each other parameter.
     outer : float
-        Factor gamma of the frames' learning rate ``outer * learning_rate``.
+        Factor gamma of the rates of the first and last factor.
+    match_updates : bool
+        Whether rates depend on shapes. False: eta is the learning rate of all parameters.
     **options
         Further settings of each group.
 
@@ -615,21 +620,21 @@ def param_groups(
 
     Raises
     ------
+    TypeError
+        For the options ``params`` and ``lr``, and for ``learning_rate``, the keyword of version 0.1.0.
     ValueError
-        For learning rates that are negative or not finite.
+        For an eta or outer that is negative or not finite.
 
     Notes
     -----
     Cost: O(number of parameter tensors).
     """
-    rate = check_scale(learning_rate, "learning_rate")
-    ratio = check_scale(outer, "outer (gamma)")
-    framed = [m for m in model.modules() if isinstance(m, DeepFactors) and m.framed]
-    frames = [p for m in framed for p in (m.right, m.left) if p.requires_grad]
-    frame_ids = {id(p) for p in frames}
-    inner = [p for p in model.parameters() if p.requires_grad and id(p) not in frame_ids]
-    groups = [{"params": inner, "lr": rate, **options}, {"params": frames, "lr": ratio * rate, **options}]
-    return [group for group in groups if group["params"]]
+    rule = FactorRates.checked(eta, outer, match_updates, "eta")
+    branches = [module for module in model.modules() if isinstance(module, DeepFactors)]
+    rates = dict(pair for branch in branches for pair in rule.rates_of_factors(list(branch.parameters())))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    all_rates = dict(rule.rates_of_tensors(trained)) | rates
+    return make_groups(((parameter, all_rates[parameter]) for parameter in trained), options)
 
 
 def _get_configs(model: nn.Module) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Fine-tuning of pretrained transformers on text tasks, for comparisons of LoRA and Deep LoRA.
+"""Fine-tuning of pretrained transformers on text tasks, for comparisons of Deep LoRA with other adapters.
 
 A `Run` holds the settings of one training; `FineTuning` holds the pretrained model and the tokenised task,
-and trains runs. Needs transformers, and peft for LoRA.
+and trains runs. Needs transformers, and peft for all methods except Deep LoRA.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib.resources
 import importlib.util
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,14 +29,17 @@ from .._support.errors import DivergedError
 from .._support.locks import FolderLock
 from .._support.optional import import_optional
 from .._support.progress import ProgressBar
+from ._factor_rates import FactorRates, make_groups
 from .deep_lora import DeepLoRA
 from .layers import LayerChoice, weight_matrices
-from .updates import adapter_updates
+from .updates import adapter_updates, compute_thin_svd
 
 __all__ = ["FineTuning", "Outcome", "Run", "find_model", "run_grid"]
 
 #: Number of samples in a batch of predictions.
 _EVALUATION_BATCH: Final = 64
+#: Numerator of the factor alpha / sqrt(r) of rsLoRA; PEFT's default alpha.
+_RSLORA_ALPHA: Final = 8
 
 
 def find_model(name: str) -> str:
@@ -160,7 +164,7 @@ class FineTuning:
             Settings of the training.
         after_step : callable, optional
             Function ``after_step(step, model, adapter)``, called before the first step with step 0, and after
-            each step. The adapter is None for "lora".
+            each step. The adapter is None for methods of PEFT.
         progress : bool
             Show a progress bar on a terminal, after the first second.
 
@@ -178,11 +182,12 @@ class FineTuning:
                     nn.init.constant_(parameter, mean)
         names = [m.name for m in weight_matrices(model, self._layers or _select_encoder_layers(head))]
         model, groups, adapter = self._add_adapter(run, model, names)
+        starts = {} if adapter is not None else _copy_starts(model)
         trained = [p for name, p in model.named_parameters() if _is_head_parameter(name, head)]
         if run.train_head:
             for parameter in trained:
                 parameter.requires_grad_(True)
-            groups.append({"params": trained, "lr": run.learning_rate})
+            groups += make_groups(_rates_of(run).rates_of_tensors(trained), {})
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=run.epsilon, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: 1.0 - (1.0 - run.final_rate) * min(step / run.steps, 1.0)
@@ -200,18 +205,19 @@ class FineTuning:
                 schedule.step()
                 losses.append(float(loss.detach()))
                 if not math.isfinite(losses[-1]):
-                    text = f"the loss is {losses[-1]} at step {step}: lower learning_rate, now "
-                    raise DivergedError(text + f"{run.learning_rate:g}", step=step, layer=0)
+                    text = f"the loss is {losses[-1]} at step {step}: lower eta, now "
+                    raise DivergedError(text + f"{run.eta:g}", step=step, layer=0)
                 if bar.listener is not None:
                     bar.listener(step, losses[-1])
                 if after_step is not None:
                     after_step(step, model, adapter)
-        updates = _compute_update_values(model, adapter)
+        updates = _compute_update_values(model, adapter, starts)
         return Outcome(
             scores={name: self.score(model, name) for name in self.parts},
             loss=losses,
             n_parameters=sum(p.numel() for group in groups for p in group["params"]),
             ranks=_count_ranks(updates),
+            update_norm=float(np.sqrt(sum(np.sum(values**2) for values in updates.values()))),
             seconds=time.perf_counter() - start,
         )
 
@@ -235,23 +241,75 @@ class FineTuning:
     def _add_adapter(
         self, run: Run, model: nn.Module, names: list[str]
     ) -> tuple[nn.Module, list[dict[str, Any]], DeepLoRA | None]:
-        if run.method == "lora":
-            peft = import_optional("peft", "method 'lora'", "peft")
-            config = peft.LoraConfig(
-                r=run.rank, lora_alpha=run.rank, lora_dropout=0.0, target_modules=names, bias="none"
-            )
+        if run.method != "deep-lora":
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(run.seed)
-                wrapped = peft.get_peft_model(model, config)
+                wrapped = self._wrap_by_peft(run, model, names)
             factors = [p for name, p in wrapped.named_parameters() if ".lora_" in name]
-            return wrapped, [{"params": factors, "lr": run.learning_rate}], None
+            return wrapped, make_groups(_rates_of(run).rates_of_tensors(factors), {}), None
         settings: dict[str, Any] = {name: getattr(run, name) for name in ("depth", "scale", "init", "seed")}
         if run.init != "full":
             settings["rank"] = run.rank
         if run.init == "gradient":
             settings["batches"] = next(self.batches(run))
         adapter = DeepLoRA(model, names, **settings)
-        return model, adapter.param_groups(run.learning_rate, outer=run.outer), adapter
+        groups = adapter.param_groups(run.eta, outer=run.outer, match_updates=run.match_updates)
+        return model, groups, adapter
+
+    def _wrap_by_peft(self, run: Run, model: nn.Module, names: list[str]) -> nn.Module:
+        """Return the model with an adapter of PEFT."""
+        peft = import_optional("peft", f"method {run.method!r}", "peft")
+        settings: dict[str, Any] = {"r": run.rank, "lora_alpha": run.rank}
+        if run.method == "rslora":
+            settings |= {"lora_alpha": _RSLORA_ALPHA, "use_rslora": True}
+        elif run.method == "eva":
+            settings |= {"init_lora_weights": "eva", "eva_config": peft.EvaConfig(rho=1.0)}
+        elif run.method == "lora-ga":
+            _check_gradient_rank(run.rank, model, names)
+            settings |= {"init_lora_weights": "lora_ga", "lora_ga_config": peft.LoraGAConfig()}
+        config = peft.LoraConfig(**settings, lora_dropout=0.0, target_modules=names, bias="none")
+        if run.method == "lora-ga":
+            loraga = import_optional("peft.tuners.lora.loraga", "method 'lora-ga'", "peft")
+            batch = next(self.batches(run))
+            with warnings.catch_warnings():
+                # The first adapted layer has inputs without gradients, which PEFT's hooks do not need.
+                warnings.filterwarnings("ignore", message="Full backward hook is firing")
+                loraga.preprocess_loraga(model, config, lambda: model(**batch).loss.backward())
+        states = self._find_eva_states(run, model, config) if run.method == "eva" else None
+        wrapped: nn.Module = peft.get_peft_model(model, config)
+        if states is not None:
+            with warnings.catch_warnings():
+                # Layers with too few inputs keep the random start of LoRA.
+                warnings.filterwarnings("ignore", message=".*were initialized with init_lora_weights=True")
+                peft.initialize_lora_eva_weights(wrapped, eva_state_dict=states)
+        return wrapped
+
+    def _find_eva_states(self, run: Run, model: nn.Module, config: Any) -> dict[str, torch.Tensor]:
+        """Return the start of A by EVA, from the run's examples, for layers with enough inputs.
+
+        PEFT repeats the examples until the singular vectors of all layers stay the same. They never do if a
+        layer has fewer inputs than the rank, such as a pooler, which has one for each example.
+        """
+        peft = import_optional("peft", "method 'eva'", "peft")
+        batch = self._batch("", self.examples(run).tolist())
+        del batch["labels"]
+        chosen = [
+            name
+            for name, count in _count_inputs(model, sorted(config.target_modules), batch).items()
+            if count >= 2 * run.rank
+        ]
+        if not chosen:
+            raise ValueError(
+                f"rank is {run.rank}; wanted at most half of the number of tokens of all examples for 'eva'"
+            )
+        found = peft.get_eva_state_dict(
+            model,
+            [batch],
+            peft_config=peft.LoraConfig(r=run.rank, target_modules=chosen, eva_config=config.eva_config),
+            prepare_layer_inputs_fn=_select_tokens,
+            show_progress_bar=False,
+        )
+        return {f"base_model.model.{name}": start for name, start in found.items()}
 
     def _batch(self, part: str, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """Return a batch of samples with their targets, padded to the longest sample."""
@@ -312,10 +370,70 @@ def _select_encoder_layers(head: Sequence[str]) -> Callable[[str, nn.Module], bo
     return choose
 
 
-def _compute_update_values(model: nn.Module, adapter: DeepLoRA | None) -> dict[str, npt.NDArray[np.float64]]:
-    """Return the singular values of every layer's update."""
-    updates = adapter_updates(model) if adapter is None else adapter.updates()
-    return {update.name: update.singular_values() for update in updates}
+def _rates_of(run: Run) -> FactorRates:
+    return FactorRates(run.eta, match_updates=run.match_updates)
+
+
+def _check_gradient_rank(rank: int, model: nn.Module, names: Sequence[str]) -> None:
+    """Refuse ranks for which LoRA-GA has too few singular vectors: it takes 2 r."""
+    for name in names:
+        narrow = min(model.get_parameter(f"{name}.weight").shape)
+        if 2 * rank > narrow:
+            raise ValueError(
+                f"rank is {rank}; wanted at most {narrow // 2} for 'lora-ga', half of the smaller side of "
+                f"layer {name!r}"
+            )
+
+
+def _count_inputs(
+    model: nn.Module, names: Sequence[str], batch: Mapping[str, torch.Tensor]
+) -> dict[str, int]:
+    """Return the number of input vectors of each layer, without padding."""
+    counts: dict[str, int] = {}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, name=name: counts.update(
+                {name: int(batch["attention_mask"].sum()) if args[0].ndim == 3 else len(args[0])}
+            )
+        )
+        for name in names
+    ]
+    try:
+        with torch.no_grad():
+            model(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counts
+
+
+def _select_tokens(inputs: Any, tokens: torch.Tensor, name: str) -> torch.Tensor:
+    """Return the inputs of a layer as rows, without padding, for EVA; `tokens` are indices of the others."""
+    del name
+    rows: torch.Tensor = inputs if isinstance(inputs, torch.Tensor) else inputs[0]
+    return rows[tokens.T.unbind()] if rows.ndim == 3 else rows.contiguous()
+
+
+def _copy_starts(model: nn.Module) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return copies of the factors of PEFT's adapters, whose product LoRA-GA takes out of the weights."""
+    pairs = ((update.name, update.pair()) for update in adapter_updates(model))
+    return {name: (left.clone(), right.clone()) for name, (left, right) in pairs}
+
+
+def _compute_update_values(
+    model: nn.Module,
+    adapter: DeepLoRA | None,
+    starts: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the singular values of every layer's update since the start."""
+    if adapter is not None:
+        return {update.name: update.singular_values() for update in adapter.updates()}
+    values = {}
+    for update in adapter_updates(model):
+        (left, right), (left_start, right_start) = update.pair(), starts[update.name]
+        factors = torch.cat([left, -left_start], dim=1), torch.cat([right, right_start])
+        values[update.name] = compute_thin_svd(*factors)[1].cpu().numpy()
+    return values
 
 
 def _count_ranks(updates: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, int]:
@@ -357,7 +475,7 @@ def run_grid(
     Raises
     ------
     ModuleNotFoundError
-        Where transformers, or peft for LoRA, is missing.
+        Where transformers, or peft for its methods, is missing.
     FolderInUseError
         If another process trains a grid with results in the same folder.
     """
@@ -381,6 +499,6 @@ def run_grid(
                 text = f"{scores}; loss {outcome.loss[-1]:.3g}; {outcome.seconds:.0f} s"
             if report is not None:
                 report(
-                    f"{run.method}, r = {run.rank}, {run.n_examples} examples, seed {run.seed}, rate "
-                    f"{run.learning_rate:g}: {text}"
+                    f"{run.method}, r = {run.rank}, {run.n_examples} examples, seed {run.seed}, eta "
+                    f"{run.eta:g}: {text}"
                 )

@@ -16,7 +16,9 @@ from torch import nn
 from ..._config.finetuning import INITS
 from ..._support.arrays import check_choice, check_count, check_scale, random_generator
 from ..._support.errors import ShapeError
+from ..._support.moved import refuse_moved
 from ..._support.text import format_count
+from .._factor_rates import MOVED_RATE, FactorRates, make_groups
 from .._gradients import Loss, find_leading_gradients
 from .._truncation import Truncation, TruncationRule
 from ..layers import LayerChoice
@@ -64,9 +66,10 @@ class DeepLoRA:
     depth : int
         Depth L, from 2 to 5.
     scale : float
-        Scale eps. The first gradients of the cores are about ``eps^(L-1)`` times those of the weight. If that
-        is far below the epsilon of Adam, 1e-8 by default, the cores start to move late. For L = 4 and 5 use a
-        larger scale, such as 0.05, or a smaller epsilon of Adam.
+        Scale eps. The first gradients of the cores are about ``eps^(L-1)`` times those of the weight, 1e-4 by
+        default, which suits the epsilon of Adam, 1e-8 by default. If they are near epsilon, the layer with
+        the largest gradient starts alone, and the others late or never. For the scale 1e-3 use the epsilon
+        1e-12, and for L = 4 and 5 a larger scale, such as 0.05, or a smaller epsilon.
     init : {"gradient", "random", "full"}
         Initial factors. "gradient": half of the vectors of the frames are the leading singular vectors of the
         loss's gradient with respect to the weight, the other half their images under a random rotation.
@@ -119,7 +122,8 @@ class DeepLoRA:
     For the loss ``c/2 ||(W + dW) X - Y||^2`` of a square weight, white inputs and ``Y X^T - W`` of rank r/2,
     gradient descent on the cores alone equals that on the full-width factors in exact arithmetic, except for
     their part outside of the subspaces, ``rho^L (E - left right)`` with rho <= eps. In other settings it is
-    an approximation, and the frames are trained as well, with a smaller learning rate: see `param_groups`.
+    an approximation. The frames are then trained as well, or the update stays in the span of the first
+    gradient: see `param_groups`.
 
     Layers get a hook and a submodule, and are not wrapped: they keep their class, attributes and names in the
     ``state_dict``, which also contains the factors as ``<layer>.deep_lora.<name>.right`` and so on. For files
@@ -148,7 +152,7 @@ class DeepLoRA:
     >>> batch = torch.ones(2, 16), torch.ones(2, 4)
     >>> loss = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()
     >>> adapter = dln.torch.DeepLoRA(model, "0", rank=4, batches=batch, loss=loss)
-    >>> optimizer = torch.optim.AdamW(adapter.param_groups(1e-2))
+    >>> optimizer = torch.optim.AdamW(adapter.param_groups(0.03))
     >>> adapter.n_parameters
     176
     """
@@ -160,7 +164,7 @@ class DeepLoRA:
         *,
         rank: int | None = None,
         depth: int = 3,
-        scale: float = 1e-3,
+        scale: float = 1e-2,
         init: str = "gradient",
         batches: Any = None,
         loss: Loss | None = None,
@@ -237,45 +241,63 @@ class DeepLoRA:
         """Number of trained parameters."""
         return sum(p.numel() for p in self.parameters())
 
-    def param_groups(self, learning_rate: float, outer: float = 1e-2, **options: Any) -> list[dict[str, Any]]:
-        """Return the parameters as groups for an optimiser, with different learning rates.
+    @refuse_moved("DeepLoRA.param_groups", MOVED_RATE)
+    def param_groups(
+        self, eta: float, outer: float = 1.0, *, match_updates: bool = True, **options: Any
+    ) -> list[dict[str, Any]]:
+        r"""Return the factors as groups for an optimiser, with the learning rate ``eta / sqrt(a b)``.
 
         Parameters
         ----------
-        learning_rate : float
-            Learning rate of the cores; with ``init`` "random" and "full" of all factors, in one group.
+        eta : float
+            Frobenius norm of a step of Adam on each factor: an a x b factor gets the learning rate
+            ``eta / sqrt(a b)``. One eta suits all ranks.
         outer : float
-            Factor gamma of the frames' learning rate ``outer * learning_rate``. 0 freezes them.
+            Factor gamma of the rates of the first and last factor, right and left. The theorem of compressed
+            training is about a small one, such as 0.01. 0 freezes them.
+        match_updates : bool
+            Whether rates depend on shapes. False: eta is the learning rate of all factors, for optimisers
+            whose steps are proportional to the gradients, such as SGD.
         **options
             Further settings for each group, such as ``weight_decay``.
 
         Returns
         -------
         list of dict
-            Groups for ``torch.optim``, with the parameters, ``lr`` and the options.
+            Groups for ``torch.optim``, one per rate, with the parameters, ``lr`` and the options.
 
         Raises
         ------
         TypeError
-            For the options ``params`` and ``lr``.
+            For the options ``params`` and ``lr``, and for ``learning_rate``, the keyword of version 0.1.0.
         ValueError
-            For learning rates that are negative or not finite.
+            For an eta or outer that is negative or not finite.
         RuntimeError
             If the adapter was removed.
+
+        Notes
+        -----
+        A step of Adam changes each entry by about the learning rate, and an a x b factor by about
+        ``lr sqrt(a b)``. One learning rate for all ranks therefore is another training at each rank: the
+        cores of a large rank overshoot, and those of a small one hardly move.
+
+        Cost: O(number of layers).
+
+        Examples
+        --------
+        >>> import torch
+        >>> import dlnfast as dln
+        >>> model = torch.nn.Sequential(torch.nn.Linear(16, 16))
+        >>> adapter = dln.torch.DeepLoRA(model, rank=4, init="random")
+        >>> [group["lr"] for group in adapter.param_groups(0.04)]  # 4 x 16 and 16 x 4; 4 x 4
+        [0.005, 0.01]
         """
-        rate = check_scale(learning_rate, "learning_rate")
-        ratio = check_scale(outer, "outer (gamma)")
-        for key in options.keys() & {"params", "lr"}:
-            raise TypeError(f"{key} is set by param_groups; wanted other settings of the optimiser")
-        inner: list[nn.Parameter] = []
-        frames: list[nn.Parameter] = []
-        for branch in self._require_branches().values():
-            for key, parameter in branch.named_parameters():
-                (frames if branch.framed and key != "cores" else inner).append(parameter)
-        groups: list[dict[str, Any]] = [{"params": inner, "lr": rate, **options}]
-        if frames:
-            groups.append({"params": frames, "lr": ratio * rate, **options})
-        return groups
+        rule = FactorRates.checked(eta, outer, match_updates, "eta")
+        branches = self._require_branches().values()
+        return make_groups(
+            (pair for branch in branches for pair in rule.rates_of_factors(list(branch.parameters()))),
+            options,
+        )
 
     # ------------------------------------------------------------------------------------ on and off
 

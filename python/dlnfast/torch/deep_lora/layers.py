@@ -186,7 +186,7 @@ class DeepFactors(nn.Module):
     left : Parameter, shape (d_out, r)
         Last factor.
     framed : bool
-        Whether left and right start as frames of unit scale, which have their own learning rate.
+        Whether left and right start as frames of unit scale; otherwise all factors start at one scale.
     enabled : bool
         Whether the adapter is in use.
     merged : bool

@@ -17,13 +17,13 @@ from ..._support.arrays import (
     FloatArray,
     check_choice,
     check_count,
-    check_flag,
     check_scale,
     random_generator,
     widths_of,
 )
 from ..._support.errors import ShapeError
 from ..._support.text import format_count
+from .._factor_rates import FactorRates, make_groups
 from .._gradients import Loss, find_leading_gradients
 from .._names import match_every_name
 from .._truncation import Truncation, TruncationRule
@@ -428,27 +428,18 @@ class Factorization:
         RuntimeError
             If the factorization was collapsed.
         """
-        rate = check_scale(learning_rate, "learning_rate")
-        ratio = check_scale(outer, "outer (gamma)")
-        matches = check_flag(match_updates, "match_updates")
-        for key in options.keys() & {"params", "lr"}:
-            raise TypeError(f"{key} is set by param_groups; wanted other settings of the optimiser")
+        rule = FactorRates.checked(learning_rate, outer, match_updates, "learning_rate")
         rates: dict[int, float] = {}
         for name in self._require_layers():
             factors, product = self._factors(name), self._product(name)
-            whole = math.prod(product.shape)
-            for number, factor in enumerate(factors):
-                rates[id(factor)] = rate * (math.sqrt(whole / factor.numel()) if matches else 1.0)
-                if number in (0, len(factors) - 1):
-                    rates[id(factor)] *= ratio
+            norm = math.sqrt(math.prod(product.shape))
+            rates |= {id(factor): rate for factor, rate in rule.rates_of_factors(factors, norm)}
             if product.rest_scale is not None and product.rest is not None:
-                norm = float(torch.linalg.vector_norm(product.rest.detach(), dtype=torch.float64))
-                rates[id(product.rest_scale)] = rate * (math.sqrt(whole) / norm if matches and norm else 1.0)
-        groups: dict[float, list[nn.Parameter]] = {}
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                groups.setdefault(rates.get(id(parameter), rate), []).append(parameter)
-        return [{"params": members, "lr": lr, **options} for lr, members in groups.items()]
+                # A step on the number that scales the rest R changes the weight by ||R||_F times it.
+                size = float(torch.linalg.vector_norm(product.rest.detach(), dtype=torch.float64))
+                rates[id(product.rest_scale)] = rule.rate_of(1, norm / size) if size else rule.rate
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return make_groups(((p, rates.get(id(p), rule.rate)) for p in trained), options)
 
     def truncate(
         self,
