@@ -304,6 +304,24 @@ def residual_products(draw):
     }
 
 
+def row_posteriors(draw):
+    dtype, rows, cols, k = draw.dtype(), draw.size(17), draw.size(17), draw.size()
+    length = ((k + 2) * (k + 3) // 2 + 15) // 16 * 16
+    by_rows, _ = observed(draw, rows, cols, dtype)
+    return {
+        "entries": by_rows,
+        "others": draw.array(cols, length, dtype=dtype),
+        "weights": draw.array(cols, dtype=dtype),
+        "entry_weights": draw.choose((None, draw.array(len(by_rows[1]), dtype=dtype))),
+        "precisions": draw.array(rows, dtype=dtype),
+        "prior": (draw.array(k + 1, k + 1, dtype=dtype), draw.array(rows, k + 1, dtype=dtype)),
+        "uncertain": draw.choose((False, True)),
+        "moments": np.zeros((rows, length), dtype),
+        "errors": np.zeros(rows),
+        "n_threads": draw.choose((1, 2, 3, 0)),
+    }
+
+
 def masked_residual(draw):
     dtype, rows, cols = draw.dtype(), draw.size(17), draw.size(17)
     return {
@@ -539,6 +557,7 @@ FUNCTIONS = {
     "sort_entries": (sort_entries, {"start", "index", "values"}),
     "transpose_entries": (transpose_entries, {"start", "index", "values"}),
     "residual_products": (residual_products, {"left", "right"}),
+    "row_posteriors": (row_posteriors, {"moments", "errors"}),
     "masked_residual": (masked_residual, {"error"}),
     "measured_residual": (measured_residual, {"error"}),
     "dense_descent": (

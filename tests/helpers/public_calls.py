@@ -281,9 +281,20 @@ CALLS = {
         },
     ),
     "MatrixCompletion.fit": lambda: (dln.MatrixCompletion(steps=4, rank=2).fit, make_ratings()),
+    "MatrixCompletion.fold_in": lambda: (
+        lambda X, y: fit_completion().fold_in(rows=(X, y)),
+        make_ratings() | {"X": make_ratings()["X"] + np.array([DIM, 0])},
+    ),
+    "MatrixCompletion.partial_fit": lambda: (
+        dln.MatrixCompletion(steps=4, rank=2).partial_fit,
+        make_ratings(),
+    ),
     "MatrixCompletion.predict": call_of_method(fit_completion, "predict", X=[[0, 1], [5, 5]]),
+    "MatrixCompletion.recommend": call_of_method(fit_completion, "recommend", row=1, n=2, exclude_seen=False),
     "MatrixCompletion.rmse": lambda: (fit_completion().rmse, make_ratings()),
     "MatrixCompletion.score": lambda: (fit_completion().score, make_ratings()),
+    "MatrixCompletion.similar_items": call_of_method(fit_completion, "similar_items", column=1, n=2),
+    "MatrixCompletion.similar_users": call_of_method(fit_completion, "similar_users", row=1, n=2),
     "SampleProblem": lambda: (
         dln.SampleProblem,
         {
