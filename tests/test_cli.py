@@ -477,7 +477,7 @@ def finetuning_results(folder):
             "ranks": [4],
             "examples": [16],
             "seeds": [0],
-            "learning_rates": [1e-3],
+            "etas": [1e-3],
         },
         "training": {"steps": 3},
     }
@@ -490,7 +490,8 @@ def finetuning_results(folder):
     results = finetuning.Results(folder / "out" / "results.jsonl")
     for run in grid.runs():
         scores = {"selection": 0.5, "report": 0.25}
-        results._write({"run": run.to_dict(), "about": grid.metadata(), "scores": scores, "ranks": {"a": 4}})
+        found = {"scores": scores, "ranks": {"a": 4}, "update_norm": 1.0}
+        results._write({"run": run.to_dict(), "about": grid.metadata(), **found})
 
 
 def commands_that_write(folder):

@@ -365,8 +365,8 @@ def test_checksums_detect_changed_numbers():
 
 
 def outcome(*, seed, score):
-    run = {"method": "lora", "rank": 2, "n_examples": 8, "seed": seed, "learning_rate": 0.1}
-    return {"run": run, "about": {}, "scores": {"report": score}, "ranks": {"a": 1}}
+    run = {"method": "lora", "rank": 2, "n_examples": 8, "seed": seed, "eta": 0.1}
+    return {"run": run, "about": {}, "scores": {"report": score}, "ranks": {"a": 1}, "update_norm": 1.0}
 
 
 @pytest.fixture
@@ -403,16 +403,20 @@ def test_an_incomplete_line_of_results_is_removed_by_the_next_write_only(results
 def test_results_of_0_1_0_have_no_checksum(tmp_path):
     path = tmp_path / "results.jsonl"
     old = outcome(seed=0, score=0.5)
+    old["run"]["learning_rate"] = old["run"].pop("eta")
+    del old["update_norm"]
     path.write_text(json.dumps(old) + "\n")
     assert finetuning.Results(path).records == [old]
 
 
-def test_results_of_0_1_0_have_to_be_numbers(tmp_path):
+def test_results_have_to_be_numbers(tmp_path):
     path = tmp_path / "results.jsonl"
-    old = outcome(seed=0, score=0.5)
+    whole = outcome(seed=0, score=0.5)
     for changed, message in (
-        (old | {"run": old["run"] | {"rank": -1}}, "run.rank is -1"),
-        (old | {"scores": {"report": "high"}}, "scores.report is 'high'"),
+        (whole | {"run": whole["run"] | {"rank": -1}}, "run.rank is -1"),
+        (whole | {"run": whole["run"] | {"eta": "fast"}}, "run.eta is 'fast'"),
+        (whole | {"update_norm": -1.0}, "update_norm is -1"),
+        (whole | {"scores": {"report": "high"}}, "scores.report is 'high'"),
         ({"about": {}}, "'run'"),
     ):
         path.write_text(json.dumps(changed) + "\n")
