@@ -19,14 +19,14 @@ from .fold_in import FoldIn
 from .variational import Posterior, Snapshot
 
 #: Ranks that are tried, the next one from the posterior of the one before.
-RANKS: Final = (8, 16, 32, 64)
+_RANKS: Final = (8, 16, 32, 64)
 #: Relative gain of the held-out error for which a larger rank, or learned noise levels, are kept.
-WORTH: Final = 1e-3
+_WORTH: Final = 1e-3
 #: Relative gain per sweep below which a run waits, and how many such sweeps end it.
 _GAIN: Final = 2e-4
 _PATIENCE: Final = 2
 #: Sweeps over all entries after the search.
-FINAL_SWEEPS: Final = 5
+_FINAL_SWEEPS: Final = 5
 #: Ratio of the energies of two successive directions that separates signal from noise.
 _GAP: Final = 5.0
 #: Held-out error, relative to the spread of the entries, that needs no further settings.
@@ -204,7 +204,7 @@ class Search:
         self._perform(run)
         noise = "learned" if posterior.learns_noise else "equal"
         self.trials.append(Trial({"rank": posterior.rank, "noise": noise}, run.best.n_steps, run.best.rmse))
-        is_worth = run.best.rmse < self.best.rmse * (1.0 - WORTH)
+        is_worth = run.best.rmse < self.best.rmse * (1.0 - _WORTH)
         if is_worth:
             self.best = replace(run.best, n_steps=self.best.n_steps + run.best.n_steps)
         return is_worth
@@ -217,10 +217,7 @@ class VariationalFit(Fit):
 
     def run(self) -> None:
         """Choose rank and noise model on held-out entries, and sweep over all entries."""
-        settings = self.settings
-        kind = "both" if settings.biases == "auto" else settings.biases
-        self.fitted = replace(self.fitted, kind=kind)
-        most = settings.steps
+        kind, most = self.fitted.kind, self.settings.steps
         if self.parts is None:
             posterior = self._start(self.entries, kind)
             if posterior.is_exact:
@@ -232,7 +229,7 @@ class VariationalFit(Fit):
                 return
             posterior = self._start(self.entries, kind, best.snapshot.mean)
             posterior.restore(best.snapshot)
-            most = min(most, FINAL_SWEEPS)
+            most = min(most, _FINAL_SWEEPS)
         run = SweepRun(posterior, most)
         try:
             self.perform(run, len(self.trials))
@@ -248,7 +245,7 @@ class VariationalFit(Fit):
         limit = posterior.highest_rank
         if self.settings.width is not None:
             return (min(self.settings.width, limit),)
-        return (*(rank for rank in RANKS if rank < limit), limit) if limit <= RANKS[-1] else RANKS
+        return (*(rank for rank in _RANKS if rank < limit), limit) if limit <= _RANKS[-1] else _RANKS
 
     def _search(self, seen: Entries, held_out: Entries, kind: str | None) -> Best:
         posterior = self._start(seen, kind)

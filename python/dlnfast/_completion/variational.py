@@ -203,11 +203,8 @@ class Posterior:
             self._make_side(order, weight, bias, kind in ("both", word))
             for order, weight, bias, word in zip(orders, weights, start[1:], ("rows", "columns"), strict=True)
         ]
-        self._column_means: FloatArray = start.columns[:, np.newaxis]
-        residual = entries.values - start.at(entries.rows, entries.columns)
-        self.noise = entries.mean(np.square(residual))
-        #: Residuals of the biases, or of the directions so far.
-        self.residual: FloatArray = residual
+        self._start = start
+        self.noise = entries.mean(np.square(entries.values - start.at(entries.rows, entries.columns)))
         #: Number of sweeps since directions were added, and whether the priors are still wide.
         self.age, self.is_wide = 0, True
 
@@ -250,21 +247,20 @@ class Posterior:
     def add_directions(self, count: int) -> None:
         """Add the leading directions of the residuals, weighted by the numbers of entries."""
         entries, known = self._entries, self.rank
-        if known > 0:
-            self._column_means = self.sides[1].means(known)
-            self.residual = entries.values - self.predict(entries.rows, entries.columns)
+        predict = self.predict if known > 0 else self._start.at
+        before = self.sides[1].means(known) if known > 0 else self._start.columns[:, np.newaxis]
+        residual = entries.values - predict(entries.rows, entries.columns)
         scale = [1.0 / np.sqrt(side.counts + 5.0) for side in self.sides]
         weights = 1.0 if entries.weights is None else entries.weights
-        weighted = weights * self.residual * scale[0][entries.rows] * scale[1][entries.columns]
+        weighted = weights * residual * scale[0][entries.rows] * scale[1][entries.columns]
         found = leading_factors(
             Completion(entries.rows, entries.columns, weighted, self.shape).backprojection(),
             count,
             _START_TOLERANCE,
         )
         directions = found.V * np.sqrt(self.shape[1])
-        before = self._column_means
         self.rank = known + count
-        variance = _START_SHARE * entries.mean(np.square(self.residual)) / count
+        variance = _START_SHARE * entries.mean(np.square(residual)) / count
         if known > 0:
             # Residuals are smaller than what is left to learn; the last direction so far is not.
             last = float(energies_of(side.prior for side in self.sides)[-1])
@@ -275,12 +271,9 @@ class Posterior:
             side.moments = np.zeros((len(side.counts), padded_length(self.rank)), self.dtype)
             # What the new directions will explain is not noise.
             side.precisions = np.ones(len(side.counts))
-        self.set_column_means(np.hstack([before[:, :known], directions, before[:, known:]]))
+        # Columns (y_j, b_j) without covariances, from which the rows follow.
+        pack_means(np.hstack([before[:, :known], directions, before[:, known:]]), self.sides[1].moments)
         self.age, self.is_wide = 0, True
-
-    def set_column_means(self, means: FloatArray) -> None:
-        """Start from columns (y_j, b_j), shape (n, rank + 1), without covariances."""
-        pack_means(means, self.sides[1].moments)
 
     # ----------------------------------------------------------------------------------------- sweeps
 
@@ -297,8 +290,8 @@ class Posterior:
         self._compute_posteriors(side, other)
         if not self.is_wide:
             self._estimate_prior(side)
-        if self.learns_noise and not self.is_wide:
-            _estimate_precisions(side)
+            if self.learns_noise:
+                _estimate_precisions(side)
         noise = float(side.precisions @ side.errors) / self._entries.values.size
         self.noise = max(noise, _LEAST_NOISE * self.total)
 
