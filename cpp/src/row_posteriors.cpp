@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "dlnfast/errors.hpp"
 #include "dlnfast/simd.hpp"
@@ -119,18 +120,24 @@ struct Scratch {
   T *gram, *system, *right, *shifted, *solution;
 };
 
+// Entry (a, b) of packed triangles, of all lanes.
+template <class T>
+T* entry(T* system, Index a, Index b) {
+  return system + Layout::at(a, b) * lanes<std::remove_const_t<T>>;
+}
+
 // The lower factor L of a packed matrix L L^T, with the inverses of the pivots on its diagonal.
 template <class T>
 void factorize(T* system, Index d) {
   using P = simd::Pack<T>;
-  const auto entry = [&](Index a, Index b) { return system + Layout::at(a, b) * P::size; };
   for (Index a = 0; a < d; ++a) {
     for (Index b = 0; b <= a; ++b) {
-      Vector<T> sum = P::load(entry(a, b));
+      Vector<T> sum = P::load(entry(system, a, b));
       const Vector<T> before = sum;
-      for (Index c = 0; c < b; ++c) sum -= P::load(entry(a, c)) * P::load(entry(b, c));
+      for (Index c = 0; c < b; ++c)
+        sum -= P::load(entry(system, a, c)) * P::load(entry(system, b, c));
       if (b < a) {
-        P::store(entry(a, b), sum * P::load(entry(b, b)));
+        P::store(entry(system, a, b), sum * P::load(entry(system, b, b)));
         continue;
       }
       for (int r = 0; r < P::size; ++r) {
@@ -138,7 +145,7 @@ void factorize(T* system, Index d) {
         const T least = std::numeric_limits<T>::epsilon() * before[r];
         sum[r] = T(1) / std::sqrt(std::max(sum[r], least));
       }
-      P::store(entry(a, a), sum);
+      P::store(entry(system, a, a), sum);
     }
   }
 }
@@ -147,13 +154,13 @@ void factorize(T* system, Index d) {
 template <class T>
 void invert_factor(T* system, Index d) {
   using P = simd::Pack<T>;
-  const auto entry = [&](Index a, Index b) { return system + Layout::at(a, b) * P::size; };
   for (Index a = 0; a < d; ++a) {
-    const Vector<T> pivot = P::load(entry(a, a));
+    const Vector<T> pivot = P::load(entry(system, a, a));
     for (Index b = 0; b < a; ++b) {
       Vector<T> sum = {};
-      for (Index c = b; c < a; ++c) sum += P::load(entry(a, c)) * P::load(entry(c, b));
-      P::store(entry(a, b), -(pivot * sum));
+      for (Index c = b; c < a; ++c)
+        sum += P::load(entry(system, a, c)) * P::load(entry(system, c, b));
+      P::store(entry(system, a, b), -(pivot * sum));
     }
   }
 }
@@ -162,12 +169,12 @@ void invert_factor(T* system, Index d) {
 template <class T>
 void square_factor(T* system, Index d) {
   using P = simd::Pack<T>;
-  const auto entry = [&](Index a, Index b) { return system + Layout::at(a, b) * P::size; };
   for (Index a = 0; a < d; ++a) {
     for (Index b = 0; b <= a; ++b) {
       Vector<T> sum = {};
-      for (Index c = a; c < d; ++c) sum += P::load(entry(c, a)) * P::load(entry(c, b));
-      P::store(entry(a, b), sum);
+      for (Index c = a; c < d; ++c)
+        sum += P::load(entry(system, c, a)) * P::load(entry(system, c, b));
+      P::store(entry(system, a, b), sum);
     }
   }
 }
@@ -176,15 +183,16 @@ void square_factor(T* system, Index d) {
 template <class T>
 void solve(const T* system, const T* right, T* solution, Index d) {
   using P = simd::Pack<T>;
-  const auto entry = [&](Index a, Index b) { return system + Layout::at(a, b) * P::size; };
   for (Index a = d - 1; a >= 0; --a) {
     Vector<T> sum = {};
-    for (Index b = 0; b <= a; ++b) sum += P::load(entry(a, b)) * P::load(right + b * P::size);
+    for (Index b = 0; b <= a; ++b)
+      sum += P::load(entry(system, a, b)) * P::load(right + b * P::size);
     P::store(solution + a * P::size, sum);
   }
   for (Index b = 0; b < d; ++b) {
     Vector<T> sum = {};
-    for (Index a = b; a < d; ++a) sum += P::load(entry(a, b)) * P::load(solution + a * P::size);
+    for (Index a = b; a < d; ++a)
+      sum += P::load(entry(system, a, b)) * P::load(solution + a * P::size);
     P::store(solution + b * P::size, sum);
   }
 }
