@@ -6,10 +6,14 @@ import json
 import numpy as np
 import pytest
 from helpers.figures import run_figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from dlnfast import build_info, figures
 from dlnfast.cli import main
+from dlnfast.figures._captions import mark_quick, set_title, write_caption
+from dlnfast.figures._claims import Claim, as_numbers, compare_pairs
 from dlnfast.theory import rho_flow
 
 
@@ -651,11 +655,46 @@ def test_quick_settings_are_existing_options(name):
     assert (settings == module.Settings()) is not bool(quick)
 
 
-def test_quick_is_written_on_the_figure():
-    picture = Figure()
-    picture.suptitle("title")
-    figures.mark_quick(picture, {"runs": 5, "widths": (50, 100)})
-    assert picture.get_suptitle() == "title\nquick, smaller than the default: runs 5; widths 50, 100"
+@pytest.mark.parametrize("width", [5.0, 12.0])
+def test_titles_have_one_line_that_fits(width):
+    picture = Figure(figsize=(width, 2.0))
+    set_title(picture, "A title of one line with $d = 30$ and some more words")
+    mark_quick(picture)
+    assert picture.get_suptitle().endswith("more words (quick setting)")
+    canvas = FigureCanvasAgg(picture)
+    canvas.draw()
+    extent = picture.findobj(lambda artist: getattr(artist, "get_text", str)() == picture.get_suptitle())[0]
+    assert extent.get_window_extent(canvas.get_renderer()).width < picture.bbox.width
+
+
+def test_captions_have_the_details_the_quick_settings_and_the_claims():
+    claims = as_numbers([Claim("it falls", False, "factor 2")])
+    caption = write_caption("Title", "Width 5", {"runs": 5, "widths": (50, 100)}, claims)
+    assert caption.splitlines() == [
+        "Title. Width 5. Quick setting, smaller than the default: runs 5; widths 50, 100.",
+        "it falls: factor 2 (not shown).",
+    ]
+
+
+def test_captions_are_written_with_the_numbers_and_the_pictures(tmp_path):
+    options = ["--steps", "5", "--format", "png", "svg", "pdf"]
+    caption = run_figure(tmp_path, "svd-evolution", *options)["caption"]
+    assert caption.startswith("Layer 1 of 3 of a deep linear network, $d = 30$. $r = 3$, ")
+    with Image.open(tmp_path / "svd-evolution.png") as image:
+        assert image.text["Description"] == caption
+    assert "step 1 on the mean loss" in (tmp_path / "svd-evolution.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [([1.0, 2.0, 1.5], "shown"), ([-1.0, -2.0, -1.5], "refuted"), ([-1.0, 2.0, 0.5], "not decided")],
+)
+def test_intervals_decide_claims(differences, verdict):
+    claim = compare_pairs("it rises", differences)
+    assert claim.verdict == verdict
+    assert ("would be found" in claim.measured) is (verdict == "not decided")
+    mean, half = np.mean(differences), 4.302652729911275 * np.std(differences, ddof=1) / np.sqrt(3)
+    assert claim.interval == pytest.approx((mean - half, mean + half))
 
 
 def test_quick_changes_nothing_for_a_fast_figure(tmp_path):

@@ -15,12 +15,14 @@ from .. import figures
 from .._config.runs import write_json
 from .._support.environment import environment
 from .._support.files import atomic_path
+from ..figures._captions import mark_quick, write_caption
 from .common import DEFAULT_FOLDER, LazyParser, complain
 
 #: Keeps the names of settings apart from the command line's own.
 _SETTING: Final = "setting "
-#: File formats of pictures, and the default one.
-_FORMATS: Final = ("png", "pdf", "svg")
+#: Formats of pictures, the first of which is the default, and the metadata field of each for the caption.
+_CAPTION_KEYS: Final = {"png": "Description", "pdf": "Subject", "svg": "Description"}
+_FORMATS: Final = tuple(_CAPTION_KEYS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,19 +112,28 @@ def _draw(arguments: argparse.Namespace) -> int:
     computed = time.perf_counter()
     picture = module.draw(settings, result)
     if changed:
-        figures.mark_quick(picture, changed)
+        mark_quick(picture)
+    caption = write_caption(
+        picture.get_suptitle(),
+        figures.describe(module, settings, result),
+        changed,
+        result.numbers.get("claims", ()),
+    )
     arguments.out.mkdir(parents=True, exist_ok=True)
     images = []
     for kind in dict.fromkeys(getattr(arguments, "formats", _FORMATS[:1])):
         images.append(arguments.out / f"{arguments.figure}.{kind}")
         with atomic_path(images[-1]) as temporary:
-            picture.savefig(temporary, dpi=150, facecolor="white", format=kind)
+            picture.savefig(
+                temporary, dpi=150, facecolor="white", format=kind, metadata={_CAPTION_KEYS[kind]: caption}
+            )
     notes = arguments.out / f"{arguments.figure}.json"
     write_json(
         notes,
         {
             "figure": arguments.figure,
             "quick": bool(changed),
+            "caption": caption,
             "settings": dataclasses.asdict(settings),
             "numbers": result.numbers,
             "seconds": {"computing": computed - start, "all": time.perf_counter() - start},

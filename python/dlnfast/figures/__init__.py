@@ -2,17 +2,19 @@
 """The figures, one file each: settings -> numbers -> picture.
 
 A figure's module has a frozen dataclass `Settings`, whose defaults are the published values, and the two
-functions of `FigureModule`. It calls the package and holds no mathematics of its own. Where its defaults take
-long, a dictionary `QUICK` holds smaller settings for ``--quick``, and `QUICK_TAKES` says how long these take
-where it is more than a minute. Where it takes times, `TIMED` is True: the
-command line then starts again without settings that cripple a library.
+functions of `FigureModule`. It calls the package and holds no mathematics of its own. Optional names:
+
+* `details(settings, result)` returns the sentences of the caption that the title leaves out.
+* `QUICK`, where the defaults take long, is a dictionary of smaller settings for ``--quick``, and
+  `QUICK_TAKES` states their time where it is more than a minute.
+* `TIMED` is True where the figure takes times: the command line then starts again without settings that
+  cripple a library.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
-import textwrap
 import time
 import typing
 from collections.abc import Iterator, Mapping
@@ -35,11 +37,11 @@ __all__ = [
     "Option",
     "Result",
     "alike_rate",
+    "describe",
     "errors_at_records",
     "is_timed",
     "load",
     "make_settings",
-    "mark_quick",
     "options",
     "quick_settings",
     "quick_takes",
@@ -72,10 +74,6 @@ FIGURES: Final = {
     "deep-lora-teacher": "LoRA beside Deep LoRA on a known update, over the rank, at one rate",
     "scaling": "time per step and memory against all sizes, beside NumPy, PyTorch and JAX",
 }
-
-
-#: Number of characters of the heading that fit in an inch.
-_CHARACTERS: Final = 10
 
 
 @dataclass(frozen=True)
@@ -231,20 +229,15 @@ def quick_takes(module: FigureModule) -> str:
     return str(getattr(module, "QUICK_TAKES", "in under a minute"))
 
 
+def describe(module: FigureModule, settings: Any, result: Result) -> str:
+    """Return the sentences of the caption that the title leaves out."""
+    details = getattr(module, "details", None)
+    return str(details(settings, result)) if details is not None else ""
+
+
 def is_timed(module: FigureModule) -> bool:
     """Return whether the figure takes times."""
     return bool(getattr(module, "TIMED", False))
-
-
-def mark_quick(picture: Figure, changed: Mapping[str, Any]) -> None:
-    """Write on the picture which settings are smaller than the defaults."""
-    parts = []
-    for name, value in changed.items():
-        values = value if isinstance(value, tuple) else (value,)
-        parts.append(f"{name.replace('_', ' ')} {', '.join(map(str, values))}")
-    note = f"quick, smaller than the default: {'; '.join(parts)}"
-    lines = textwrap.wrap(note, max(round(_CHARACTERS * picture.get_figwidth()), 20))
-    picture.suptitle("\n".join([*picture.get_suptitle().splitlines(), *lines]), fontsize=12)
 
 
 def _check(value: Any, name: str, option: Option) -> Any:

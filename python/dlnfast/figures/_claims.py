@@ -1,45 +1,117 @@
 # SPDX-License-Identifier: MIT
-"""Claims of a source, the check whether the numbers of a figure show them, and the text below the picture."""
+"""Claims of a source, and the check whether the numbers of a figure show them."""
 
 from __future__ import annotations
 
-import textwrap
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ..plots import linear_fit, log_linear_fit
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+#: Level of the confidence intervals, and the power for which the smallest detectable difference is stated.
+_CONFIDENCE: Final = 0.95
+_POWER: Final = 0.8
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of the source, and its measured values."""
+    """One claim of the source, and its measured values.
+
+    Attributes
+    ----------
+    text : str
+        The claim.
+    shown : bool
+        Whether the numbers show it.
+    measured : str
+        The numbers.
+    interval : tuple of float, optional
+        Confidence interval of the difference that the claim says is positive. A claim with an interval that
+        is not shown is refuted if the whole interval is negative, and otherwise not decided.
+    """
 
     text: str
     shown: bool
     measured: str
+    interval: tuple[float, float] | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Return "shown", "not shown", "refuted" or "not decided"."""
+        if self.shown:
+            return "shown"
+        if self.interval is None:
+            return "not shown"
+        return "refuted" if self.interval[1] < 0 else "not decided"
 
     def __str__(self) -> str:
         """Return the claim with its verdict and numbers in one line."""
-        return f"{'shown' if self.shown else 'NOT SHOWN'}: {self.text} ({self.measured})"
+        verdict = self.verdict if self.shown else self.verdict.upper()
+        return f"{verdict}: {self.text} ({self.measured})"
 
 
 def as_numbers(claims: Sequence[Claim]) -> list[dict[str, Any]]:
     """Return the claims in values that JSON knows."""
-    return [asdict(claim) for claim in claims]
+    return [{**asdict(claim), "verdict": claim.verdict} for claim in claims]
 
 
-def write_below(figure: Figure, claims: Sequence[Claim]) -> None:
-    """Write the claims and their verdicts under the panels."""
-    width = int(12.5 * figure.get_figwidth())
-    lines = [line for claim in claims for line in textwrap.wrap(str(claim), width, subsequent_indent="    ")]
-    figure.supxlabel("\n".join(lines), fontsize=9.5, x=0.01, ha="left", linespacing=1.4)
+def compare_pairs(text: str, differences: npt.ArrayLike, *, unit: float = 1.0, digits: int = 2) -> Claim:
+    """Return the claim that paired differences are positive in the mean, decided by their t interval.
+
+    Parameters
+    ----------
+    text : str
+        The claim.
+    differences : array_like of shape (n,)
+        Differences of the same quantity, one per seed; n of at least 2.
+    unit : float
+        Factor of the numbers in the text, 100 for percentage points.
+    digits : int
+        Digits after the decimal point in the text.
+
+    Notes
+    -----
+    An interval that contains zero decides nothing. The text then states the power of the test: the true mean
+    difference that it would have found with a probability of 80 %, ``(t_0.975 + t_0.8) s / sqrt(n)`` with the
+    standard deviation s and n - 1 degrees of freedom.
+    """
+    numbers = np.asarray(differences, dtype=np.float64)
+    n, mean = len(numbers), float(numbers.mean())
+    error = float(numbers.std(ddof=1) / math.sqrt(n))
+    half = t_quantile(0.5 + _CONFIDENCE / 2, n - 1) * error
+    interval = (mean - half, mean + half)
+    low, high = (f"{unit * end:+.{digits}f}" for end in interval)
+    measured = f"{unit * mean:+.{digits}f}, 95 % interval {low} to {high}, {n} seeds"
+    if interval[0] <= 0 <= interval[1]:
+        detectable = half + t_quantile(_POWER, n - 1) * error
+        measured += f"; a difference of {unit * detectable:.{digits}f} would be found in 80 % of such tests"
+    return Claim(text, interval[0] > 0, measured, interval)
+
+
+def t_quantile(probability: float, degrees: int) -> float:
+    """Return a quantile of Student's t distribution, for probabilities of at least one half.
+
+    Notes
+    -----
+    The probability of [0, t] is the integral of the density, by the substitution ``t = sqrt(degrees) tan(a)``
+    that of ``cos(a)^(degrees - 1)``, normalised; bisection inverts it.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(100)
+
+    def integral(angle: float) -> float:
+        return float(angle / 2 * weights @ np.cos(angle / 2 * (nodes + 1)) ** (degrees - 1))
+
+    wanted = (2 * probability - 1) * integral(math.pi / 2)
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if integral(middle) < wanted else (low, middle)
+    return math.sqrt(degrees) * math.tan(low)
 
 
 def rises_then_saturates(accuracy: Sequence[float], start: int, slack: float) -> tuple[bool, str]:

@@ -20,7 +20,8 @@ from .._datasets.text import TASKS, load_task
 from .._support.arrays import check_count
 from ..plots import COLOURS, LineDisplay, SeriesDisplay
 from . import Result, setting
-from ._claims import Claim, as_numbers, write_below
+from ._captions import set_title
+from ._claims import Claim, as_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -252,10 +253,12 @@ def draw(settings: Settings, result: Result) -> Figure:
     axes[2].plot(list(known), list(known.values()), "x", color="#333333", label="published, bert-base-cased")
     axes[2].legend(frameon=False, fontsize=9)
     axes[2].set_title(f"loss; score at the end {result.numbers['score']:.3f}", fontsize=11)
-    write_below(figure, result.displays["claims"])
-    figure.suptitle(
-        rf"Updates $\Delta W = W_{settings.depth} \cdots W_1$ of full width, {settings.model} on "
-        f"{settings.task}, {settings.steps} steps",
-        fontsize=13,
-    )
+    set_title(figure, rf"Full-width updates $\Delta W$ of {settings.model} on {settings.task}")
     return figure
+
+
+def details(settings: Settings, result: Result) -> str:
+    """Return what the title leaves out."""
+    del result
+    factors = rf"$\Delta W = W_{settings.depth} \cdots W_1$"
+    return f"The updates {factors} are trained for {settings.steps} steps"

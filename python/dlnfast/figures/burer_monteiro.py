@@ -22,6 +22,7 @@ from .._training.train import train
 from .._weights.initial import orthogonal
 from ..plots import COLOURS, LineDisplay, SeriesDisplay
 from . import Result, setting
+from ._captions import set_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -222,12 +223,17 @@ def draw(settings: Settings, result: Result) -> Figure:
             fontsize=11,
         )
         ax.legend(frameon=False, fontsize=9.5, loc="best")
-    figure.suptitle(
-        f"Two layers (Burer-Monteiro) and three: $d = {settings.dim}$, $r = {settings.rank}$, "
+    set_title(figure, f"Matrix completion with two and three layers, $d = {settings.dim}$")
+    return figure
+
+
+def details(settings: Settings, result: Result) -> str:
+    """Return what the title leaves out."""
+    del result
+    return (
+        f"Two layers are the Burer-Monteiro factorisation. $r = {settings.rank}$, "
         f"{100 * settings.observed:g} % of the entries, "
         rf"$\epsilon = {settings.scale:g}$, step {settings.shallow_learning_rate:g} and "
-        f"{settings.deep_learning_rate:g} on the mean over $d^2$\n"
-        f"over the width: mean and standard deviation of {settings.runs} seed{'s'[: settings.runs - 1]}",
-        fontsize=13,
+        f"{settings.deep_learning_rate:g} on the mean over $d^2$. "
+        f"Over the width: mean and standard deviation of {settings.runs} seed{'s'[: settings.runs - 1]}"
     )
-    return figure

@@ -28,6 +28,7 @@ from .._trajectory.trajectory import Trajectory
 from .._weights.initial import orthogonal
 from ..plots import COLOURS, LineDisplay, SeriesDisplay
 from . import Clock, Result, alike_rate, errors_at_records, run_until, setting
+from ._captions import set_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -525,21 +526,25 @@ def draw(settings: Settings, result: Result) -> Figure:
         ax.legend(frameon=False, fontsize=9.5, loc="best")
     for name, records in (("iterations", "compressed"), ("full", "beside_full")):
         _name_ends(axes.flat[list(displays).index(name)], result.numbers[records])
-    figure.suptitle(
-        f"Deep matrix completion, compressed: $r = {settings.rank}$, {100 * settings.observed:g} % observed, "
-        rf"$L = {settings.depth}$, $\epsilon = {settings.scale:g}$, "
-        f"step {alike_rate(settings.learning_rate, settings.dim):.4g} on the mean over $d^2$ at "
-        f"$d = {settings.dim}$\n"
-        "error: half the sum of squares over the unobserved entries, over $d^2$"
-        + (
-            f"; full network at $d = {settings.full_dim}$, "
-            f"step {alike_rate(settings.learning_rate, settings.full_dim):.3g} (ours)"
-            if settings.full_dim < settings.dim
-            else ""
-        ),
-        fontsize=13,
-    )
+    set_title(figure, f"Deep matrix completion and its compression, $L = {settings.depth}$")
     return figure
+
+
+def details(settings: Settings, result: Result) -> str:
+    """Return what the title leaves out."""
+    del result
+    text = (
+        f"$r = {settings.rank}$, {100 * settings.observed:g} % observed, "
+        rf"$\epsilon = {settings.scale:g}$, "
+        f"step {alike_rate(settings.learning_rate, settings.dim):.4g} on the mean over $d^2$ at "
+        f"$d = {settings.dim}$. The error is half the sum of squares over the unobserved entries, over $d^2$"
+    )
+    if settings.full_dim < settings.dim:
+        text += (
+            f". The full network has $d = {settings.full_dim}$ and the "
+            f"step {alike_rate(settings.learning_rate, settings.full_dim):.3g} (our setting)"
+        )
+    return text
 
 
 def _name_ends(ax: Axes, records: Mapping[str, Mapping[str, Any]]) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 from .._support.arrays import check_count
 from ..plots import COLOURS
 from . import Result, setting
-from ._claims import Claim, as_numbers, write_below
+from ._captions import set_title
+from ._claims import Claim, as_numbers
 from ._images import images_for
 from ._mlp_training import read_records
 
@@ -268,14 +269,15 @@ def draw(settings: Settings, result: Result) -> Figure:
         ax.set_title(f"{_FAMILIES[family][0]}\n{record['parameters']:,} parameters", fontsize=12)
     axes[0].set_ylabel("test accuracy [%]")
     axes[0].legend(frameon=False, fontsize=9.5, loc="lower right")
-    write_below(figure, result.displays["claims"])
-    n_runs = next(iter(records.values()))["n_runs"]
-    figure.suptitle(
-        "Compression of trained networks without further training: mean and standard deviation of "
-        f"{n_runs} seeds",
-        fontsize=12.5,
-    )
+    set_title(figure, "Compression of trained networks, without further training")
     return figure
+
+
+def details(settings: Settings, result: Result) -> str:
+    """Return what the title leaves out."""
+    del settings
+    n_runs = next(iter(result.numbers["networks"].values()))["n_runs"]
+    return f"Mean and standard deviation of {n_runs} seeds"
 
 
 def _draw_panel(ax: Axes, record: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from .._config import finetuning
 from .._datasets.text import TASKS
 from ..plots import COLOURS, LineDisplay, RankDisplay
 from . import Result, setting
-from ._claims import Claim, as_numbers, write_below
+from ._claims import Claim, as_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -243,7 +243,6 @@ def draw(settings: Settings, result: Result) -> Figure:
     axes[2].set_xlabel("rank: values above 1 % of the largest of all layers")
     axes[2].set_ylabel(f"layers, {settings.seeds} seeds")
     axes[2].set_title(f"{max(settings.examples)} examples", fontsize=11)
-    write_below(figure, result.displays["claims"])
     figure.suptitle(
         f"Few-shot fine-tuning on {settings.task}, {settings.model}: {settings.steps} steps, mean and "
         f"standard deviation of {settings.seeds} seeds; dashed: published, bert-base-cased",

@@ -19,7 +19,8 @@ from .._support.arrays import check_count
 from .._support.optional import import_optional
 from ..plots import COLOURS, LineDisplay
 from . import Result, setting
-from ._claims import Claim, as_numbers, write_below
+from ._captions import set_title
+from ._claims import Claim, as_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -344,11 +345,14 @@ def draw(settings: Settings, result: Result) -> Figure:
         ax.set_xticks(display.x, [f"{value:g}" for value in display.x])
     axes[0].axhline(1.0, color="#999999", linewidth=0.8, linestyle=":")
     axes[1].axhline(1.0, color="#999999", linewidth=0.8, linestyle=":")
-    write_below(figure, result.displays["claims"])
-    figure.suptitle(
-        f"A teacher's update of rank {settings.teacher_rank}, {settings.samples} noisy labels, "
-        f"{settings.steps} steps; rates chosen at r = {settings.rate_rank}; mean and standard error of "
-        f"{settings.seeds} seeds",
-        fontsize=13,
-    )
+    set_title(figure, f"Adapters of all ranks learn a known update of rank {settings.teacher_rank}")
     return figure
+
+
+def details(settings: Settings, result: Result) -> str:
+    """Return what the title leaves out."""
+    del result
+    return (
+        f"{settings.samples} noisy labels, {settings.steps} steps; rates chosen at r = {settings.rate_rank}; "
+        f"mean and standard error of {settings.seeds} seeds"
+    )

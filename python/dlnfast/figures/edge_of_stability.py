@@ -23,6 +23,7 @@ from .._training.train import train
 from .._trajectory.trajectory import Trajectory
 from ..plots import COLOURS, BifurcationDisplay, LineDisplay, LossDisplay
 from . import Result, setting
+from ._captions import set_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -286,14 +287,18 @@ def draw(settings: Settings, result: Result) -> Figure:
         "beyond the grey range: ours; top: the largest mode",
         fontsize=11,
     )
-    figure.suptitle(
-        f"At and beyond the edge of stability: $L = {settings.depth}$, "
-        rf"$\sigma = {', '.join(f'{s:g}' for s in settings.singular_values)}$, "
-        rf"$W_L(0) = 0$, the others ${settings.scale:g}\,I$, sum of squares, width {settings.dim}"
-        "\ncolumns: smallest and largest of each two neighbouring records, the two values of a cycle of two",
-        fontsize=13,
-    )
+    set_title(figure, f"At and beyond the edge of stability, $L = {settings.depth}$")
     return figure
+
+
+def details(settings: Settings, result: Result) -> str:
+    """Return what the title leaves out."""
+    del result
+    return (
+        rf"$\sigma = {', '.join(f'{s:g}' for s in settings.singular_values)}$, $W_L(0) = 0$, the others "
+        rf"${settings.scale:g}\,I$, sum of squares, width {settings.dim}. The columns show the smallest and "
+        "the largest of each two neighbouring records, the two values of a cycle of two"
+    )
 
 
 def _name_regions(ax: Axes, result: Result) -> None:

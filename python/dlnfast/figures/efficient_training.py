@@ -17,7 +17,8 @@ import numpy as np
 from .._support.arrays import check_count
 from ..plots import COLOURS
 from . import Result, setting
-from ._claims import Claim, as_numbers, write_below
+from ._captions import set_title
+from ._claims import Claim, as_numbers
 from ._images import images_for
 from ._mlp_training import HIDDEN, Method, count_turns, read_records, split_images, train_methods
 
@@ -212,14 +213,16 @@ def draw(settings: Settings, result: Result) -> Figure:
     for ax, (dataset, found) in zip(axes, records.items(), strict=True):
         _draw_panel(ax, found)
         ax.set_title(f"{_TITLES[dataset]}, {found[0]['n_images']:,} images", fontsize=12)
-    write_below(figure, result.displays["claims"])
     some = next(iter(records.values()))[0]
-    figure.suptitle(
-        f"Efficient training of an MLP of width {some['width']}, {some['epochs'][-1]} epochs: "
-        f"mean and standard deviation of {len(some['runs'])} seeds",
-        fontsize=12,
-    )
+    set_title(figure, f"Efficient training of an MLP of width {some['width']}")
     return figure
+
+
+def details(settings: Settings, result: Result) -> str:
+    """Return what the title leaves out."""
+    del settings
+    some = next(iter(result.numbers["networks"].values()))[0]
+    return f"{some['epochs'][-1]} epochs; mean and standard deviation of {len(some['runs'])} seeds"
 
 
 def _draw_panel(ax: Axes, records: Sequence[Mapping[str, Any]]) -> None:

@@ -24,6 +24,7 @@ from .._weights.initial import orthogonal
 from ..benchmarks.record import format_seconds
 from ..plots import PathDisplay, SeriesDisplay
 from . import Clock, Result, alike_rate, setting
+from ._captions import set_title
 from ._targets import spaced_target
 
 if TYPE_CHECKING:
@@ -246,17 +247,22 @@ def draw(settings: Settings, result: Result) -> Figure:
             middle = (taken[_FULL]["seconds"] * taken[_REDUCED]["seconds"]) ** 0.5
             anchor = ax.transAxes.inverted().transform(ax.transData.transform((middle, 1.0)))
             ax.legend(texts, frameon=False, loc="center", bbox_to_anchor=(anchor[0], 0.5))
-    small = settings.full_dim < settings.dim
-    figure.suptitle(
-        f"A deep factorisation and its compression: $L = {settings.depth}$, $r = {settings.rank}$, "
-        rf"$\epsilon = {settings.scale:g}$, step {records[_LARGE]['learning_rate']:.4g} on the mean loss at "
-        f"$d = {settings.dim}$\n"
-        f"full layers at $d = {settings.full_dim}$, step {records[_FULL]['learning_rate']:.3g}"
-        + (" (ours: as many iterations, each a fraction of the work)" if small else ""),
-        fontsize=12.5,
-        y=0.975,
-    )
+    set_title(figure, f"A deep factorisation and its compression, $L = {settings.depth}$")
     return figure
+
+
+def details(settings: Settings, result: Result) -> str:
+    """Return what the title leaves out."""
+    records = result.numbers["runs"]
+    text = (
+        f"$r = {settings.rank}$, "
+        rf"$\epsilon = {settings.scale:g}$, step {records[_LARGE]['learning_rate']:.4g} on the mean loss at "
+        f"$d = {settings.dim}$. The full layers have $d = {settings.full_dim}$ and the step "
+        f"{records[_FULL]['learning_rate']:.3g}"
+    )
+    if settings.full_dim < settings.dim:
+        text += " (our setting: as many iterations, each a fraction of the work)"
+    return text
 
 
 def _turn(ax: Any, points: FloatArray) -> None:

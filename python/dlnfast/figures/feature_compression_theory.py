@@ -25,6 +25,7 @@ from .._trajectory.trajectory import Trajectory
 from .._weights.initial import orthogonal
 from ..plots import COLOURS, FeatureCompressionDisplay, FeatureDiscriminationDisplay, LineDisplay
 from . import Result, setting
+from ._captions import set_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -324,8 +325,21 @@ def draw(settings: Settings, result: Result) -> Figure:
         fontsize=8,
         loc="lower right",
     )
-    figure.suptitle(_title(settings), fontsize=13)
+    set_title(figure, f"Features of linear classifiers of $K = {settings.n_classes}$ classes")
     return figure
+
+
+def details(settings: Settings, result: Result) -> str:
+    """Return what the title leaves out."""
+    del result
+    samples = settings.n_classes * settings.samples_per_class
+    return (
+        f"$N = {samples}$ nearly orthonormal samples in {settings.dim} dimensions, "
+        f"$n = {settings.samples_per_class}$ in each class. "
+        rf"Above: $L = {settings.depth}$, $\epsilon = {settings.scale:g}$, $a = {settings.multiplier:g}$, "
+        rf"width {settings.dim}; below: $\epsilon = {settings.assumption_scale:g}$, $a = 1$. "
+        rf"Constant step {settings.learning_rate:g} (our setting) on $\Vert a W X - Y\Vert_F^2 / N$"
+    )
 
 
 def _line(label: str, style: Any, **more: Any) -> Any:
@@ -354,14 +368,3 @@ def _texts(name: str, record: dict[str, Any]) -> tuple[str, str]:
 
 def _append_seeds(text: str, runs: int, statistic: str) -> str:
     return f"{text}, {statistic} of {runs} seeds" if runs > 1 else text
-
-
-def _title(settings: Settings) -> str:
-    samples = settings.n_classes * settings.samples_per_class
-    return (
-        f"Linear classifiers of $K = {settings.n_classes}$ classes of $n = {settings.samples_per_class}$: "
-        f"$N = {samples}$ nearly orthonormal samples in {settings.dim} dimensions\n"
-        rf"above: $L = {settings.depth}$, $\epsilon = {settings.scale:g}$, $a = {settings.multiplier:g}$, "
-        rf"width {settings.dim}; below: $\epsilon = {settings.assumption_scale:g}$, $a = 1$; "
-        rf"constant step {settings.learning_rate:g} (ours) on $\Vert a W X - Y\Vert_F^2 / N$"
-    )

@@ -22,6 +22,7 @@ from .._training.train import train
 from .._weights.initial import orthogonal
 from ..plots import COLOURS, LineDisplay, SeriesDisplay
 from . import Result, setting
+from ._captions import set_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -226,15 +227,20 @@ def draw(settings: Settings, result: Result) -> Figure:
         if index > 0:
             upper.set_ylabel("")
             lower.set_ylabel("")
-    figure.suptitle(
-        f"Plateau and escape over the initial scale: $d = {settings.dim}$, $r = {settings.rank}$, "
-        rf"$\eta$ = {settings.fraction:g} of the stability threshold of $\sigma_1$"
-        f"\nlearned: loss {settings.tolerance:g} of that of $W = 0$; "
-        f"medians and ranges of {settings.runs} seeds; "
-        r"bounds where $\alpha \leq 0.2\,\sigma_1^{1/L}$ (setting: ours)",
-        fontsize=13,
-    )
+    set_title(figure, f"Plateau and escape over the initial scale, $d = {settings.dim}$")
     return figure
+
+
+def details(settings: Settings, result: Result) -> str:
+    """Return what the title leaves out."""
+    del result
+    return (
+        f"$r = {settings.rank}$, "
+        rf"$\eta$ = {settings.fraction:g} of the stability threshold of $\sigma_1$. "
+        f"Learned: loss {settings.tolerance:g} of that of $W = 0$; "
+        f"medians and ranges of {settings.runs} seeds; "
+        r"bounds where $\alpha \leq 0.2\,\sigma_1^{1/L}$ (our setting)"
+    )
 
 
 def _draw_ranges(ax: Axes, column: dict[str, Any]) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 from .._support.arrays import check_count
 from ..plots import COLOURS, LineDisplay
 from . import Result, setting
-from ._claims import Claim, as_numbers, write_below
+from ._captions import set_title
+from ._claims import Claim, as_numbers
 from ._images import images_for
 from ._mlp_training import (
     HIDDEN,
@@ -409,14 +410,19 @@ def draw(settings: Settings, result: Result) -> Figure:
     low, high = (f(ax.get_ylim()[i] for ax in axes[0] if ax.axison) for f, i in ((min, 0), (max, 1)))
     for ax in axes[0]:
         ax.set_ylim(low, high)
-    write_below(figure, result.displays["claims"])
     some = next(iter(result.numbers["networks"].values()))["full"]
-    figure.suptitle(
-        f"MLPs of low rank on {some['n_images']:,} Fashion-MNIST images, width {some['width']}, "
-        f"{some['epochs'][-1]} epochs: mean and standard deviation of {len(some['runs'])} seeds",
-        fontsize=12.5,
-    )
+    set_title(figure, f"MLPs of low rank on {some['n_images']:,} Fashion-MNIST images")
     return figure
+
+
+def details(settings: Settings, result: Result) -> str:
+    """Return what the title leaves out."""
+    del settings
+    some = next(iter(result.numbers["networks"].values()))["full"]
+    return (
+        f"Width {some['width']}, {some['epochs'][-1]} epochs; "
+        f"mean and standard deviation of {len(some['runs'])} seeds"
+    )
 
 
 def _draw_accuracy(ax: Axes, name: str, display: LineDisplay, numbers: Mapping[str, Any]) -> None:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 from .._support.arrays import check_count
 from ..plots import COLOURS, LineDisplay
 from . import Result, setting
-from ._claims import Claim, as_numbers, falls_geometrically, rises_then_saturates, write_below
+from ._captions import set_title
+from ._claims import Claim, as_numbers, falls_geometrically, rises_then_saturates
 from ._images import images_for
 
 if TYPE_CHECKING:
@@ -248,11 +249,12 @@ def draw(settings: Settings, result: Result) -> Figure:
     ]
     axes[-1].axis("off")
     axes[-1].legend(handles=handles, frameon=False, loc="center left", fontsize=11)
-    write_below(figure, result.displays["claims"])
     images = settings.per_class * 10
-    figure.suptitle(
-        f"Features of two networks on {images:,} CIFAR-10 images, width {settings.width}, "
-        f"{settings.epochs} epochs; measured in evaluation mode",
-        fontsize=13,
-    )
+    set_title(figure, f"Features of an MLP and of a hybrid network on {images:,} CIFAR-10 images")
     return figure
+
+
+def details(settings: Settings, result: Result) -> str:
+    """Return what the title leaves out."""
+    del result
+    return f"Width {settings.width}, {settings.epochs} epochs; measured in evaluation mode"

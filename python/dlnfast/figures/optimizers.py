@@ -24,6 +24,7 @@ from .._trajectory.trajectory import Trajectory
 from .._weights.initial import orthogonal
 from ..plots import LineDisplay
 from . import Result, setting
+from ._captions import set_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,9 +155,14 @@ def draw(settings: Settings, result: Result) -> Figure:
         result.displays[name].plot(ax, legend=False, **style)
     axes[1].set_ylim(_LEAST_SHARE, 2.0)
     axes[1].legend(frameon=False, loc="center right")
-    figure.suptitle(
-        f"Update rules and the invariant subspaces: $d = {settings.dim}$, $r = {settings.rank}$, "
-        f"$L = {settings.depth}$, scale {settings.scale:g}; the learning rates are ours",
-        fontsize=12,
-    )
+    set_title(figure, f"Update rules and the invariant subspaces, $d = {settings.dim}$")
     return figure
+
+
+def details(settings: Settings, result: Result) -> str:
+    """Return what the title leaves out."""
+    del result
+    return (
+        f"$r = {settings.rank}$, $L = {settings.depth}$, scale {settings.scale:g}; "
+        "the learning rates are from this package"
+    )

@@ -19,7 +19,7 @@ from .. import measures
 from .._support.arrays import check_count
 from ..plots import COLOURS, LineDisplay, SingularValueDisplay
 from . import Result, setting
-from ._claims import Claim, as_numbers, write_below
+from ._claims import Claim, as_numbers
 from ._images import images_for
 
 if TYPE_CHECKING:
@@ -299,7 +299,6 @@ def draw(settings: Settings, result: Result) -> Figure:
         row[0].set_title(
             f"{_FAMILIES[family][0]}\nsingular values of {record['layer']}, {shape}", fontsize=11
         )
-    write_below(figure, result.displays["claims"])
     figure.suptitle(
         "Penultimate weight matrices while they are trained (our setting): "
         f"{10 * settings.per_class:,} images, {settings.epochs} epochs; dotted: 2K",

@@ -28,6 +28,7 @@ from .._weights.gradients import gradients
 from .._weights.initial import orthogonal
 from ..plots import COLOURS, LineDisplay, SeriesDisplay
 from . import Result, setting
+from ._captions import set_title
 from ._targets import spaced_target
 
 if TYPE_CHECKING:
@@ -301,9 +302,11 @@ def draw(settings: Settings, result: Result) -> Figure:
         fontsize=11,
     )
     vectors.legend(frameon=False, fontsize=9.5, loc="lower right")
-    figure.suptitle(
-        f"First steps of training as a power iteration: $d = {settings.dim}$, "
-        f"$r = {settings.rank}$ in the first three panels",
-        fontsize=13,
-    )
+    set_title(figure, f"First steps of training as a power iteration, $d = {settings.dim}$")
     return figure
+
+
+def details(settings: Settings, result: Result) -> str:
+    """Return what the title leaves out."""
+    del result
+    return f"$r = {settings.rank}$ in the first three panels"

@@ -24,6 +24,7 @@ from .._training.train import train
 from .._weights.initial import DISTRIBUTIONS
 from ..plots import COLOURS, FeatureCompressionDisplay
 from . import Result, setting
+from ._captions import set_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -348,13 +349,18 @@ def draw(settings: Settings, result: Result) -> Figure:
         ),
     ]
     figure.legend(handles=meanings, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
-    figure.suptitle(
-        f"Progressive collapse: $K = {settings.n_classes}$ classes of "
-        f"$n = {settings.samples_per_class}$, width {settings.n_classes * settings.samples_per_class}, "
-        rf"trained to $\frac{{1}}{{2}}\Vert W X - Y\Vert_F^2 < {_format_tex(settings.tolerance)}$",
-        fontsize=13,
-    )
+    set_title(figure, f"Progressive collapse of $K = {settings.n_classes}$ classes")
     return figure
+
+
+def details(settings: Settings, result: Result) -> str:
+    """Return what the title leaves out."""
+    del result
+    return (
+        f"Classes of $n = {settings.samples_per_class}$ samples, width "
+        f"{settings.n_classes * settings.samples_per_class}, trained to "
+        rf"$\frac{{1}}{{2}}\Vert W X - Y\Vert_F^2 < {_format_tex(settings.tolerance)}$"
+    )
 
 
 def _format_tex(number: float) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from .._support.arrays import check_count
 from ..plots import LineDisplay, linear_fit
 from . import Result, setting
-from ._claims import Claim, as_numbers, write_below
+from ._claims import Claim, as_numbers
 from ._images import images_for
 
 if TYPE_CHECKING:
@@ -300,7 +300,6 @@ def draw(settings: Settings, result: Result) -> Figure:
                 ax.plot(layers, published, "--", color="#555555", linewidth=1.2, label="published, read off")
             ax.legend(frameon=False, fontsize=9)
             ax.set_title(f"{_TITLES[dataset]}: {title}" if index == 0 else title, fontsize=11)
-    write_below(figure, result.displays["claims"])
     figure.suptitle(
         f"The role of depth (our setting): {10 * settings.per_class:,} images, width {settings.width}, "
         f"{settings.epochs} epochs, mean and standard deviation of {settings.runs} seeds",

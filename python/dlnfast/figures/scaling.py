@@ -17,6 +17,7 @@ from ..benchmarks import cases
 from ..benchmarks.peers import LABELS, PEERS
 from ..benchmarks.record import format_seconds
 from . import Result, setting
+from ._captions import set_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -211,8 +212,24 @@ def draw(settings: Settings, result: Result) -> Figure:
         across, up = _SIZE
         ax = figure.add_axes((box[0] / across, box[1] / up, box[2] / across, box[3] / up))
         _draw_panel(ax, over, result.displays.get(over))
-    figure.suptitle(_title(settings, result), fontsize=13, y=0.985)
+    set_title(figure, "Time and memory of gradient descent on deep linear networks")
     return figure
+
+
+def details(settings: Settings, result: Result) -> str:
+    """Return what the title leaves out."""
+    del settings
+    machine = next(iter(result.displays.values()))["machine"]
+    packages = ", ".join(
+        f"{name} {version}"
+        for name, version in machine["packages"].items()
+        if version and name not in ("jaxlib", "threadpoolctl")
+    )
+    return (
+        f"Times are medians, bars go from the least to the largest. {machine['processor']}, "
+        f"{machine['cores']} cores; dlnfast {machine['dlnfast']['version']} ({machine['dlnfast']['level']}), "
+        f"{packages}; float64"
+    )
 
 
 def _draw_panel(ax: Axes, over: str, sweep: Mapping[str, Any] | None) -> None:
@@ -344,17 +361,3 @@ def _describe_fixed(over: str, sweep: Mapping[str, Any]) -> str:
     if over not in ("width", "memory", "samples"):
         parts.append("$N = d$")
     return ", ".join(parts)
-
-
-def _title(settings: Settings, result: Result) -> str:
-    machine = next(iter(result.displays.values()))["machine"]
-    packages = ", ".join(
-        f"{name} {version}"
-        for name, version in machine["packages"].items()
-        if version and name not in ("jaxlib", "threadpoolctl")
-    )
-    return (
-        "Gradient descent on deep linear networks: time of a step, medians (bars: least to largest)\n"
-        f"{machine['processor']}, {machine['cores']} cores; dlnfast {machine['dlnfast']['version']} "
-        f"({machine['dlnfast']['level']}), {packages}; float64"
-    )

@@ -22,6 +22,7 @@ from .._weights.initial import orthogonal
 from ..benchmarks.record import format_seconds
 from ..plots import COLOURS, SeriesDisplay
 from . import Clock, Result, errors_at_records, run_until, setting
+from ._captions import set_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -183,11 +184,15 @@ def draw(settings: Settings, result: Result) -> Figure:
     axes[1].set_ylabel("")
     axes[0].set_title("relative error against iterations", fontsize=11)
     axes[1].set_title("the same against time", fontsize=11)
-    figure.suptitle(
-        f"Deep matrix sensing, compressed: $d = {settings.dim}$, $r = {settings.rank}$, "
-        f"$m = {settings.measurements}$, $L = {settings.depth}$, "
-        rf"$\epsilon = {settings.scale:g}$, step {settings.learning_rate:g} on the sum"
-        "\ntarget: truncated Gaussian, singular values about $2 \\sqrt{d}$ (ours)",
-        fontsize=12.5,
-    )
+    set_title(figure, f"Deep matrix sensing and its compression, $L = {settings.depth}$")
     return figure
+
+
+def details(settings: Settings, result: Result) -> str:
+    """Return what the title leaves out."""
+    del result
+    return (
+        f"$d = {settings.dim}$, $r = {settings.rank}$, $m = {settings.measurements}$, "
+        rf"$\epsilon = {settings.scale:g}$, step {settings.learning_rate:g} on the sum. "
+        "Target: truncated Gaussian, singular values about $2 \\sqrt{d}$ (our setting)"
+    )

@@ -23,6 +23,7 @@ from .._trajectory.trajectory import Trajectory
 from .._weights.initial import orthogonal
 from ..plots import AngleDisplay, SingularValueDisplay
 from . import Result, setting
+from ._captions import set_title
 from ._targets import fixed_modes
 
 if TYPE_CHECKING:
@@ -173,13 +174,17 @@ def draw(settings: Settings, result: Result) -> Figure:
             flat.add_line(line)
             handles.append(line)
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)
-    figure.suptitle(_title(settings), fontsize=13, y=0.985)
+    set_title(
+        figure,
+        f"Layer {settings.layer} of {settings.depth} of a deep linear network, $d = {settings.dim}$",
+    )
     return figure
 
 
-def _title(settings: Settings) -> str:
+def details(settings: Settings, result: Result) -> str:
+    """Return what the title leaves out."""
+    del result
     parts = [
-        f"$d = {settings.dim}$",
         f"$r = {settings.rank}$",
         rf"$\epsilon = {settings.scale:g}$",
         f"step {settings.learning_rate:g} on the mean loss",
@@ -190,5 +195,4 @@ def _title(settings: Settings) -> str:
         parts.append(f"{settings.samples} Gaussian inputs, not white; Gaussian targets")
     if _is_large(settings):
         parts.append("modes and prefactor of $d = 30$")
-    heading = f"Layer {settings.layer} of {settings.depth} of a deep linear network"
-    return f"{heading}\n{', '.join(parts)}"
+    return ", ".join(parts)
