@@ -21,6 +21,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # a copy of MathJax in the site: mathematics needs no network
     "sphinx.ext.viewcode",
 ]
 html_theme = "furo"

@@ -29,7 +29,7 @@ _N_ANGLES: Final = 2048
 class NoiseBulk(NamedTuple):
     """Singular values of a large random matrix: the ends of their interval, and their median."""
 
-    #: sigma |sqrt(m) - sqrt(n)|, the smallest one.
+    #: The smallest one, ``sigma |sqrt(m) - sqrt(n)|``.
     lower: float
     #: Median of the Marchenko-Pastur distribution.
     median: float

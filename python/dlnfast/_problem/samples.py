@@ -32,8 +32,9 @@ _CHUNK_SAMPLES: Final = 4096
 
 
 class SampleProblem:
-    r"""A loss over samples: ``l = c sum_j loss(z_j, y_j)`` with the outputs ``z_j = W_L .. W_1 x_j``.
+    r"""A loss over samples, ``l = c sum_j loss(z_j, y_j)``.
 
+    The outputs are ``z_j = W_L .. W_1 x_j``.
     Unlike `Problem`, it keeps the samples, because the gradient of these losses does not follow from
     ``S = X X^T`` and ``Phi = Y X^T``. `train` runs it with
     ``engine="torch"``, on full batches or mini-batches.

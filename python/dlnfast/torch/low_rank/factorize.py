@@ -67,9 +67,10 @@ def factorize(
     seed: int = 0,
     gradient_memory: int = 2**28,
 ) -> Factorization:
-    r"""Replace weights by products of low rank, ``W = left C .. C right``, in place, to train the factors.
+    r"""Replace weights in place by products of low rank, whose factors are then trained.
 
-    Layers of n inputs and m outputs then have ``(m + n) r`` parameters and the cores, instead of ``m n``, and
+    A weight becomes ``W = left C .. C right``. Layers of n inputs and m outputs then have ``(m + n) r``
+    parameters and those of the cores C, instead of ``m n``, and
     their training is faster accordingly. Started in the subspace of the first gradient, such a network
     learns about as well as the whole one; from a random start of the same rank it learns less.
 
