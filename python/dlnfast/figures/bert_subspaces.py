@@ -109,7 +109,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
         "seconds": time.perf_counter() - start,
     }
     highlights = [
-        f"{len(watched.values)} maps, {outcome.n_parameters:,} parameters, {settings.steps} steps in "
+        f"{len(watched.values)} weight matrices, {outcome.n_parameters:,} parameters, {settings.steps} steps in "
         f"{outcome.seconds:.0f} s: loss {loss[0]:.3g} -> {loss[-1]:.3g}, {train.metric} "
         f"{outcome.scores['dev']:.4f} "
         f"(published, bert-base-cased: {PUBLISHED_SCORE})",
@@ -184,15 +184,15 @@ def _displays(
         "cosines": LineDisplay(
             watched.steps,
             {
-                "largest, mean of layers": over("maximum", np.mean),
-                "mean, mean of layers": over("mean", np.mean),
-                "smallest, mean of layers": over("minimum", np.mean),
-                "largest, least layer": over("maximum", np.min),
-                "smallest, least layer": over("minimum", np.min),
+                "largest cosine, mean over the layers": over("maximum", np.mean),
+                "mean cosine, mean over the layers": over("mean", np.mean),
+                "smallest cosine, mean over the layers": over("minimum", np.mean),
+                "largest cosine, least of the layers": over("maximum", np.min),
+                "smallest cosine, least of the layers": over("minimum", np.min),
             },
             x_label="iteration $t$",
-            y_label=f"cosines between the leading {settings.rank} left vectors at t and T",
-            levels={"random subspace, root mean square": random},
+            y_label=f"cosines, {settings.rank} leading left vectors at t and at the end",
+            levels={"random subspaces, root mean square": random},
         ),
         "loss": LineDisplay(
             range(1, len(loss) + 1),
@@ -243,16 +243,16 @@ def draw(settings: Settings, result: Result) -> Figure:
         for position, name in enumerate(spectra.series)
     }
     spectra.plot(axes[0], styles=shades, legend=False)
-    axes[0].set_title(f"{len(spectra.series)} maps", fontsize=11)
+    axes[0].set_title(f"updates of {len(spectra.series)} weight matrices", fontsize=11)
     result.displays["cosines"].plot(axes[1], marker=".", legend=False)
-    axes[1].legend(frameon=False, fontsize=9)
+    axes[1].legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=2)
     axes[1].set_ylim(0, 1.02)
-    axes[1].set_title("subspaces on the way to the last ones", fontsize=11)
+    axes[1].set_title("subspaces compared with those at the end", fontsize=11)
     result.displays["loss"].plot(axes[2], legend=False)
     known = {step: value for step, value in PUBLISHED_LOSS.items() if step <= settings.steps}
     axes[2].plot(list(known), list(known.values()), "x", color="#333333", label="published, bert-base-cased")
     axes[2].legend(frameon=False, fontsize=9)
-    axes[2].set_title(f"loss; score at the end {result.numbers['score']:.3f}", fontsize=11)
+    axes[2].set_title(f"loss; final score {result.numbers['score']:.3f}", fontsize=11)
     set_title(figure, rf"Full-width updates $\Delta W$ of {settings.model} on {settings.task}")
     return figure
 
