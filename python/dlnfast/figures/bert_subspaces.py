@@ -109,8 +109,8 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
         "seconds": time.perf_counter() - start,
     }
     highlights = [
-        f"{len(watched.values)} weight matrices, {outcome.n_parameters:,} parameters, {settings.steps} steps in "
-        f"{outcome.seconds:.0f} s: loss {loss[0]:.3g} -> {loss[-1]:.3g}, {train.metric} "
+        f"{len(watched.values)} weight matrices, {outcome.n_parameters:,} parameters, {settings.steps} steps "
+        f"in {outcome.seconds:.0f} s: loss {loss[0]:.3g} -> {loss[-1]:.3g}, {train.metric} "
         f"{outcome.scores['dev']:.4f} "
         f"(published, bert-base-cased: {PUBLISHED_SCORE})",
         *map(str, claims),
