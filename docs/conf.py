@@ -60,7 +60,8 @@ class CommandHelp(SphinxDirective):
 
 def replace_links(app, docname, source) -> None:
     """Replace links to files outside of docs by links to the pages that include them."""
-    source[0] = re.sub(r"\]\((?:\.\./)+CONTRIBUTING\.md", "](contributing.md", source[0])
+    page = "../" * docname.count("/") + "develop/contributing.md"
+    source[0] = re.sub(r"\]\((?:\.\./)+CONTRIBUTING\.md", f"]({page}", source[0])
 
 
 def setup(app) -> None:
