@@ -60,8 +60,9 @@ class CommandHelp(SphinxDirective):
 
 def replace_links(app, docname, source) -> None:
     """Replace links to files outside of docs by links to the pages that include them."""
-    page = "../" * docname.count("/") + "develop/contributing.md"
-    source[0] = re.sub(r"\]\((?:\.\./)+CONTRIBUTING\.md", f"]({page}", source[0])
+    for file, page in (("CONTRIBUTING", "develop/contributing"), ("CHANGELOG", "develop/changes")):
+        target = "../" * docname.count("/") + page
+        source[0] = re.sub(rf"\]\((?:\.\./)+{file}\.md", f"]({target}.md", source[0])
 
 
 def setup(app) -> None:
