@@ -8,6 +8,7 @@ PyTorch, and peft for LoRA.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from .._support.optional import import_optional
 from ..plots import COLOURS, LineDisplay
 from . import Result, setting
 from ._captions import set_title
-from ._claims import Claim, as_numbers
+from ._claims import Claim, as_numbers, compare_pairs
 
 if TYPE_CHECKING:
     import torch
@@ -310,15 +311,17 @@ def _check_claims(settings: Settings, methods: Mapping[str, Any]) -> list[Claim]
     index = settings.ranks.index(32) if 32 in settings.ranks else len(settings.ranks) - 1
     for method in ("lora", "lora-eta", "rslora"):
         if "deep-lora" in means and method in means:
-            other, own = float(means[method][index]), float(means["deep-lora"][index])
-            claims.append(
-                Claim(
-                    f"at r = {settings.ranks[index]} Deep LoRA is at least {_BELOW:g} times below "
-                    f"{LABELS[method]}",
-                    other >= _BELOW * own,
-                    f"{own:.4f} and {other:.4f}, factor {other / own:.1f}",
-                )
-            )
+            text = f"at r = {settings.ranks[index]} Deep LoRA is at least {_BELOW:g} times below "
+            text += LABELS[method]
+            other, own = (np.asarray(methods[name]["errors"][index]) for name in (method, "deep-lora"))
+            measured = f"{own.mean():.4f} and {other.mean():.4f}, factor {other.mean() / own.mean():.1f}"
+            excess = other - _BELOW * own
+            if len(excess) < 2 or not np.isfinite(excess).all():
+                claims.append(Claim(text, bool(excess.mean() > 0), measured))
+                continue
+            claim = compare_pairs(text, excess, digits=4)
+            measured += f"; error minus {_BELOW:g} times that of Deep LoRA: {claim.measured}"
+            claims.append(dataclasses.replace(claim, measured=measured))
     return claims
 
 
