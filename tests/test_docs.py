@@ -22,6 +22,7 @@ NEEDED = {
     "README": ["torch"],
     "adapters": ["torch", "safetensors"],
     "checkpoints": ["torch", "matplotlib"],
+    "completion": ["pandas"],
     "data": ["dask"],
     "deep_lora": ["torch", "peft", "safetensors"],
     "live": ["torch"],

@@ -258,7 +258,9 @@ def test_duplicate_ratings_are_refused_or_averaged():
     twice = np.vstack([pairs, pairs[:3]]), np.concatenate([ratings + 1, ratings[:3] + 1])
     twice[1][:3] -= 1
     twice[1][-3:] += 1
-    with pytest.raises(ValueError, match=r"X has \(0, \d+\) twice, rated .* or duplicates=\"mean\""):
+    with pytest.raises(
+        ValueError, match=r"X has \(0, \d+\) twice, rated .* or EntryOptions\(duplicates=\"mean\"\)"
+    ):
         quick().fit(*twice)
     expected = quick().fit(pairs, ratings + 1).predict()
     np.testing.assert_allclose(quick(entries__duplicates="mean").fit(*twice).predict(), expected, rtol=1e-6)
@@ -447,11 +449,24 @@ PAIRS, RATINGS = [[0, 0], [0, 1], [1, 0]], [1.0, 2.0, 3.0]
             ValueError,
             r"y \(ratings\) has a value that is not finite: nan at \(1,\)",
         ),
+        (PAIRS, [1.0, np.nan, 3.0], ValueError, "wanted numbers: leave out unknown values, or mask them"),
         (PAIRS, [1.0, np.inf, 3.0], ValueError, "not finite: inf"),
+        (PAIRS, np.array([1, "b", 2], object), TypeError, r"got ndarray with 'b' of type str at \(1,\)"),
+        ({"a": 1}, None, dln.ShapeError, "X is dict; wanted a matrix"),
+        (iter(PAIRS), RATINGS, dln.ShapeError, "X is list_iterator; wanted pairs"),
+        (
+            [["a", "x"], ["b", "y"]],
+            None,
+            TypeError,
+            r'shape \(2, 2\), and y is None.*EntryOptions\(form="long"',
+        ),
+        ([["a", "x"], ["b"]], [1.0, 2.0], dln.ShapeError, "not a rectangular array"),
+        ([[10**9, 0]], [1.0], ValueError, "reaches position 1000000000 of the rows .* pass strings or categ"),
+        ([[0, 10**15]], [1.0], ValueError, "reaches position 1000000000000000 of the columns with 1 entries"),
         (PAIRS, ["a", "b", "c"], TypeError, "y"),
         ([[1.0, np.inf]], None, ValueError, "not finite: inf"),
         ([[0, 0], [1, -2], [1, 0]], RATINGS, ValueError, r"X\[1\] is \(1, -2\); wanted indices from 0"),
-        ([[0.0, 0.5]], [1.0], TypeError, "X has dtype float64; wanted integers"),
+        ([[0.0, 0.5]], [1.0], TypeError, "X has dtype float64; wanted integers from 0, or ids"),
         ([[0, 0, 0]], [1.0], dln.ShapeError, r"X has shape \(1, 3\); wanted pairs"),
         ([0, 1], [1.0, 2.0], dln.ShapeError, r"X has shape \(2,\)"),
         ([1.0, 2.0], None, dln.ShapeError, r"X has shape \(2,\); wanted a matrix"),
@@ -513,7 +528,7 @@ def test_ratings_beside_a_sparse_matrix_are_refused():
         ({"stopping__record_every": 0}, ValueError, "record_every is 0"),
         ({"entries__clip": "all"}, ValueError, "clip is 'all'"),
         ({"entries__clip": (5, 1)}, ValueError, r"clip is \(5, 1\); wanted the lower bound first"),
-        ({"entries__shape": (2, 1)}, ValueError, r"X reaches row 1 and column 1; shape is \(2, 1\)"),
+        ({"entries__shape": (2, 1)}, ValueError, r"X reaches row 1 and column 1; entries.shape is \(2, 1\)"),
         ({"entries__shape": 2}, TypeError, "shape is 2; wanted two integers"),
         ({"entries__duplicates": "last"}, ValueError, "duplicates is 'last'; wanted one of 'error', 'mean'"),
         ({"seed": -1}, ValueError, "seed is -1"),
@@ -543,11 +558,32 @@ def test_errors_name_pairs_that_cannot_be_predicted():
 def test_predict_of_no_pairs_returns_an_empty_array():
     model = dln.MatrixCompletion().fit(PAIRS, RATINGS)
     assert model.predict(np.zeros((0, 2), int)).shape == (0,)
+    assert model.predict([]).shape == (0,)
 
 
 def test_a_matrix_of_another_shape_is_refused():
     with pytest.raises(dln.ShapeError, match=r"shape is \(3, 3\), but X has shape \(2, 2\)"):
         make(entries__shape=(3, 3)).fit(np.eye(2))
+    matrix = np.random.default_rng(0).standard_normal((4, 3))
+    model = dln.MatrixCompletion().fit(matrix)
+    for part, message in (
+        (matrix[2:], "X has 2 rows; wanted 4"),
+        (np.eye(4), "X has 4 columns; wanted 3"),
+    ):
+        with pytest.raises(dln.ShapeError, match=f"{message}.*pass it pairs and ratings"):
+            model.score(part)  # its rows would be taken for the first ones
+
+
+@pytest.mark.parametrize(("dtype", "scales"), [("float32", (1e-12, 1e20)), ("float64", (1e-90, 1e90))])
+def test_ratings_beyond_the_range_of_the_precision_are_refused(dtype, scales):
+    pairs, ratings, _ = noisy_ratings()
+    for scale in scales:
+        with pytest.raises(
+            ValueError, match=f"standard deviation .* in {dtype}: multiply them by a constant"
+        ):
+            make(layers__dtype=dtype).fit(pairs, scale * ratings)
+    constant = make(layers__dtype=dtype).fit(pairs, np.full(len(pairs), scales[1]))
+    np.testing.assert_allclose(constant.predict(pairs), scales[1])
 
 
 def test_a_large_matrix_is_not_predicted_whole():

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import os
 import pickle
 import sys
 import time
+import warnings
 from fractions import Fraction
 
 import numpy as np
@@ -232,6 +234,18 @@ def test_long_and_wide_tables_are_told_apart_or_refused(pandas):
     assert make(entries__form="wide").fit(long).shape_ == (len(PAIRS), 3)
     with pytest.raises(dln.ShapeError, match="X has 4 columns; wanted 3: row, column, rating"):
         make(entries__form="long").fit(long.assign(time=1))
+    with pytest.raises(ValueError, match="looks like index pairs"):
+        make().fit(long.assign(time=1))  # a file of ratings with their times
+    for part in (pandas.concat([long, long.head(5)]), long.sample(frac=0.8, random_state=0)):
+        with pytest.raises(ValueError, match="looks like index pairs"):
+            make().fit(part)
+    with pytest.raises(ValueError, match=r"X has \(4, 'b'\) twice"):
+        make(rank=1).fit(pandas.DataFrame([[0.5, 1.0], [np.nan, 2.0]], index=[4, 4], columns=["a", "b"]))
+    for table in (long.assign(user=NAMES[:, 0], time=1), long.assign(user=NAMES[:, 0], time=1).to_numpy()):
+        with pytest.raises(
+            TypeError, match=r"'user' has dtype .*; wanted three columns|with 'user 000' of type str"
+        ):
+            make().fit(table)
     with pytest.raises(ValueError, match=r"entries.form is 'tall'; wanted one of 'auto', 'long', 'wide'"):
         make(entries__form="tall").fit(long)
 
@@ -923,3 +937,96 @@ def test_read_only_input_is_accepted_and_left_alone(model):
         array.setflags(write=False)
     found = make().fit(pairs, ratings, weights).partial_fit(shift(pairs[:3], 90), ratings[:3])
     assert found.shape_ == (91, 60)
+
+
+# ------------------------------------------------------------------------------------------ what users pass
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [[("a", 1), ("b", 2)], [frozenset([1]), frozenset([2])], [datetime.date(2020, 1, 1), None], ["a", 7]],
+)
+def test_lists_of_pairs_may_have_ids_of_any_hashable_type(ids):
+    pairs = [[ids[0], "x"], [ids[1], "x"], (ids[0], "y")]
+    if None in ids:
+        with pytest.raises(ValueError, match="X has no id of rows at 1: it is missing"):
+            make(rank=None).fit(pairs, [1.0, 2.0, 3.0])
+        return
+    model = make(rank=None).fit(pairs, [1.0, 2.0, 3.0])
+    assert set(model.row_ids_.tolist()) == set(ids)
+    assert model.recommend(ids[1], 1)[0].tolist() == ["y"]
+    np.testing.assert_array_equal(
+        model.predict(pairs[:2]), model.predict([tuple(pair) for pair in pairs[:2]])
+    )
+
+
+def test_missing_ids_in_lists_are_named(named):
+    with pytest.raises(ValueError, match="X has no id of columns at 0: it is missing"):
+        named.predict([["user 000", None]])
+    with pytest.raises(ValueError, match=r"^row has no id"):
+        named.recommend(None)
+
+
+def test_errors_of_recommendations_name_their_argument(model, named):
+    with pytest.raises(TypeError, match=r"^row has integers; wanted ids, such as 'user 000', as `fit` had"):
+        named.recommend(3)
+    with pytest.raises(TypeError, match=r"^column has ids, such as 'a'; wanted integers, as `fit` had"):
+        model.similar_items("a")
+
+
+def test_lists_of_three_columns_are_long_if_stated(named):
+    rows = [[*name, rating] for name, rating in zip(NAMES.tolist(), RATINGS, strict=True)]
+    found = make(entries__form="long").fit(rows)
+    np.testing.assert_allclose(found.predict(NAMES), named.predict(NAMES), rtol=CLOSE)
+    with pytest.raises(dln.ShapeError, match="X has rows of 2 and of 3 items; wanted 3 in each"):
+        make(entries__form="long").fit([*rows, rows[0][:2]])
+
+
+def test_integers_that_are_probably_ids_are_reported(pandas):
+    pairs = 5000 + PAIRS * 1000
+    positions = "have no entries: the integers in X are positions from 0"
+    with (
+        pytest.warns(UserWarning, match=f"rows {positions}"),
+        pytest.warns(UserWarning, match=f"columns {positions}"),
+    ):
+        make().fit(pairs, RATINGS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(entries__shape=(100000, 70000)).fit(pairs, RATINGS)
+        model = make().fit(pandas.DataFrame(pairs).astype("category"), RATINGS)
+    assert model.shape_ == (90, 60)
+    before = copy.deepcopy(vars(make().fit(PAIRS, RATINGS)))
+    known = make().fit(PAIRS, RATINGS)
+    for add in (
+        lambda: known.partial_fit([[10**8, 0]], [1.0]),
+        lambda: known.fold_in(rows=([[10**8, 0]], [1.0])),
+    ):
+        with pytest.raises(ValueError, match="reaches position 100000000 of the rows"):
+            add()
+    np.testing.assert_array_equal(known.row_factors_, before["row_factors_"])
+
+
+def test_settings_change_together_or_not_at_all():
+    model = make(rank=2)
+    for wrong, message in (
+        ({"rank": 3, "foo": 1}, "'foo' is no setting"),
+        (
+            {"rank": 3, "layers__foo": 1},
+            "'layers__foo' is no setting of MatrixCompletion: layers__compress, layers",
+        ),
+        ({"rank": 3, "budget": 1}, "; write stopping__budget"),
+        ({"rank": 3, "clip": 1}, "since version 0.2.0 write .*, or here entries__clip"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.set_params(**wrong)
+        assert model.rank == 2
+    with pytest.raises(TypeError, match=r"no keyword 'budget': write stopping=StoppingOptions\(budget=...\)"):
+        dln.MatrixCompletion(budget=1)
+
+
+def test_folds_of_wide_tables_are_reported(pandas):
+    wide = pandas.DataFrame(PAIRS, columns=["user", "item"]).assign(stars=RATINGS)
+    wide = wide.pivot(index="user", columns="item", values="stars").rename(index="user {}".format)
+    model = make().fit(wide.iloc[:60])
+    with pytest.warns(UserWarning, match="In a cross-validation pass pairs and ratings"):
+        model.score(wide.iloc[60:])

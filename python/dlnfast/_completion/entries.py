@@ -26,6 +26,8 @@ Positions = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
 BIASES: Final = ("auto", "both", "rows", "columns", "mean", None)
 DUPLICATES: Final = ("error", "mean")
+#: Number of rows from which a matrix may be a file of ratings with their times, or with repeated pairs.
+_LONG: Final = 50
 #: Maximum number of sweeps over both biases, and the change, relative to the largest rating, that ends them.
 _MOST_SWEEPS: Final = 200
 _SETTLED: Final = 1e-10
@@ -138,28 +140,54 @@ def read_matrix(X: Any, may_be_pairs: bool = False) -> tuple[Positions, Position
         return np.asarray(rows, np.int64), np.asarray(columns, np.int64), known, shape
     array = as_array(X, "X", missing=True)
     if array.ndim != 2:
-        raise ShapeError(f"X has shape {array.shape}; wanted a matrix (2 axes), or pairs (n, 2) and y")
+        raise ShapeError(f"X {_describe(X, array)}; wanted a matrix (2 axes), or pairs (n, 2) and y")
+    if array.dtype.kind in "USO" and array.shape[1] in (2, 3):
+        raise TypeError(
+            f"X has dtype {array.dtype} and shape {array.shape}, and y is None; wanted pairs and their "
+            'ratings (X, y), numbers, or EntryOptions(form="long") for columns (row, column, rating)'
+        )
     whole = as_matrix(array, "X", finite=False, empty=True)
-    if not may_be_pairs and whole.shape[1] in (2, 3) and len(whole) > 3 and _are_indices(whole[:, :2]):
+    if not may_be_pairs and _are_pairs(whole):
         raise ValueError(
             f"X has shape {whole.shape} and no gap, and y is None: it looks like index pairs, not like "
             "a matrix with NaNs; wanted fit(pairs, ratings) with pairs of shape (n, 2), or entries.form "
-            '"long" for columns (row, column, rating), or "wide" for a matrix'
+            '"long" for columns (row, column, rating), or "wide" for a matrix. If the integers are ids, pass '
+            'them as strings or categories, such as DataFrame.astype("category")'
         )
     rows, columns = np.nonzero(~np.isnan(whole))
     known = as_vector(whole[rows, columns], "X (known entries)", dtype=np.float64, empty=True)
     return rows, columns, known, (whole.shape[0], whole.shape[1])
 
 
-def _are_indices(array: npt.NDArray[Any]) -> bool:
-    """Return whether these are integers from 0 in distinct rows."""
-    whole = np.isfinite(array).all() and (array >= 0).all() and (array == np.floor(array)).all()
-    return bool(whole) and len(np.unique(array, axis=0)) == len(array)
+def _are_pairs(array: npt.NDArray[Any]) -> bool:
+    """Return whether a matrix looks like index pairs, with values and, if it is long, times.
+
+    It then has no gap, and the first two columns have integers from 0 in distinct, or mostly distinct, rows.
+    """
+    is_long = len(array) >= _LONG
+    if len(array) <= 3 or not 2 <= array.shape[1] <= (4 if is_long else 3):
+        return False
+    pairs = array[:, :2]
+    whole = np.isfinite(array).all() and (pairs >= 0).all() and (pairs == np.floor(pairs)).all()
+    return bool(whole) and len(np.unique(pairs, axis=0)) >= len(pairs) * (0.5 if is_long else 1.0)
+
+
+def _describe(X: object, array: npt.NDArray[Any]) -> str:
+    """Return the type of something that is no array, and the shape of an array, for a message."""
+    return f"has shape {array.shape}" if array.ndim else f"is {type(X).__name__}"
+
+
+def _read_integers(X: Any, name: str) -> Positions:
+    """Read integers; the error for other numbers says that positions are meant."""
+    try:
+        return as_integers(X, name)
+    except TypeError as error:
+        raise TypeError(f"{error} from 0, or ids of another type, such as strings") from None
 
 
 def read_indices(X: Any, name: str) -> Positions:
     """Read a vector of integers from 0."""
-    found = as_integers(X, name)
+    found = _read_integers(X, name)
     if found.size > 0 and found.min() < 0:
         n = int(np.argmax(found < 0))
         raise ValueError(f"{name} is {found[n]} at {n}; wanted indices from 0")
@@ -169,9 +197,11 @@ def read_indices(X: Any, name: str) -> Positions:
 def read_pairs(X: Any) -> tuple[Positions, Positions]:
     """Read pairs of integers from 0, shape (n, 2)."""
     array = as_array(X, "X")
+    if array.ndim == 1 and array.size == 0:
+        array = array.reshape(0, 2)
     if array.ndim != 2 or array.shape[1] != 2:
-        raise ShapeError(f"X has shape {array.shape}; wanted pairs (row, column) of shape (n, 2)")
-    pairs = as_integers(array, "X")
+        raise ShapeError(f"X {_describe(X, array)}; wanted pairs (row, column) of shape (n, 2)")
+    pairs = _read_integers(array, "X")
     if pairs.size > 0 and pairs.min() < 0:
         n = int(np.argmax(pairs.min(axis=1) < 0))
         raise ValueError(f"X[{n}] is ({pairs[n, 0]}, {pairs[n, 1]}); wanted indices from 0")
@@ -180,12 +210,12 @@ def read_pairs(X: Any) -> tuple[Positions, Positions]:
 
 def check_shape(shape: Any, found: tuple[int, int]) -> tuple[int, int]:
     """Return the shape of a matrix with entries up to (rows, columns) `found`."""
-    n_rows, n_columns = as_pair(shape, "shape", "two integers, (rows, columns)")
-    sizes = check_count(n_rows, "shape[0]"), check_count(n_columns, "shape[1]")
+    n_rows, n_columns = as_pair(shape, "entries.shape", "two integers, (rows, columns)")
+    sizes = check_count(n_rows, "entries.shape[0]"), check_count(n_columns, "entries.shape[1]")
     if found[0] > sizes[0] or found[1] > sizes[1]:
         raise ValueError(
-            f"X reaches row {found[0] - 1} and column {found[1] - 1}; shape is {sizes}, which ends at "
-            f"({sizes[0] - 1}, {sizes[1] - 1})"
+            f"X reaches row {found[0] - 1} and column {found[1] - 1}; entries.shape is {sizes}, which ends "
+            f"at ({sizes[0] - 1}, {sizes[1] - 1})"
         )
     return sizes
 
@@ -210,7 +240,7 @@ def merge_duplicates(
         raise ValueError(
             f"X has {describe(int(merged.rows[again]), int(merged.columns[again]))} twice, rated "
             f"{merged.values[again - 1]:g} and {merged.values[again]:g}; wanted each index pair once, or "
-            'duplicates="mean"'
+            'EntryOptions(duplicates="mean")'
         )
     weights = np.ones(key.size) if merged.weights is None else merged.weights
     total = np.add.reduceat(weights, start)

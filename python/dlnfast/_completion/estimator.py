@@ -20,7 +20,8 @@ import numpy.typing as npt
 from .._problem.factors import entries_of_product
 from .._support.arrays import FloatArray, check_count, check_flag
 from .._support.checkpoint import Checkpoint
-from .._support.moved import refuse_moved
+from .._support.errors import ShapeError
+from .._support.moved import refuse_keywords, refuse_moved
 from .._trajectory.trajectory import Trajectory
 from .entries import Positions, merge_duplicates
 from .fitted import Fit, Trial
@@ -61,6 +62,19 @@ _MOVED: Final = {
         for name in ("validation_fraction", "patience", "record_every", "tolerance")
     },
     **{name: f"entries=EntryOptions({name}=...)" for name in ("shape", "duplicates", "weighting", "clip")},
+}
+#: The name of each option in `set_params`.
+_NESTED: Final = {
+    **{field.name: f"{name}__{field.name}" for name, options in OPTIONS.items() for field in fields(options)},
+    "bias_penalty": "biases__penalty",
+}
+#: Options that were never keywords.
+_OPTIONS_ALONE: Final = {
+    field.name: f"MatrixCompletion has no keyword {field.name!r}: write "
+    f"{name}={options.__name__}({field.name}=...)"
+    for name, options in OPTIONS.items()
+    for field in fields(options)
+    if field.name not in _MOVED
 }
 
 
@@ -228,6 +242,7 @@ class MatrixCompletion:
     _seen: Seen | None
     _n_grouped: int
 
+    @refuse_keywords(_OPTIONS_ALONE)
     @refuse_moved("MatrixCompletion", _MOVED)
     def __init__(
         self,
@@ -303,6 +318,7 @@ class MatrixCompletion:
         ValueError
             For a name that is no setting; that of an earlier version gets its new name.
         """
+        own: dict[str, Any] = {}
         nested: dict[str, dict[str, Any]] = {}
         for name, value in params.items():
             outer, _, inner = name.partition("__")
@@ -310,14 +326,25 @@ class MatrixCompletion:
             if inner in known:
                 nested.setdefault(outer, {})[inner] = value
             elif name in self._parameter_names():
-                setattr(self, name, value)
+                own[name] = value
             else:
-                names = ", ".join(self._parameter_names())
-                hint = f"; since version 0.2.0 write {_MOVED[name]}" if name in _MOVED else ""
-                raise ValueError(f"{name!r} is no setting of {type(self).__name__}: {names}{hint}")
+                raise ValueError(self._describe_unknown(name))
         for name, changed in nested.items():  # after whole options, as scikit-learn does
-            setattr(self, name, replace(read_options(name, getattr(self, name)), **changed))
+            own[name] = replace(read_options(name, own.get(name, getattr(self, name))), **changed)
+        for name, value in own.items():  # after all errors
+            setattr(self, name, value)
         return self
+
+    def _describe_unknown(self, name: str) -> str:
+        """Return the message for a name that is no setting."""
+        outer, separator, _ = name.partition("__")
+        if outer in OPTIONS and separator:
+            options = ", ".join(f"{outer}__{field.name}" for field in fields(OPTIONS[outer]))
+            return f"{name!r} is no setting of {type(self).__name__}: {options}"
+        hint = f"; since version 0.2.0 write {_MOVED[name]}, or here" if name in _MOVED else "; write"
+        hint = f"{hint} {_NESTED[name]}" if name in _NESTED else ""
+        names = ", ".join(self._parameter_names())
+        return f"{name!r} is no setting of {type(self).__name__}: {names}{hint}"
 
     def __repr__(self) -> str:
         """Return the settings that are not the default."""
@@ -375,12 +402,19 @@ class MatrixCompletion:
             For X and y of the wrong type or shape, numbers that are not integers, ids that are not hashable,
             or `sample_weight` with method "gradient".
         ValueError
-            No entries; ratings that are not finite; negative indices, or such beyond `shape`; missing ids;
+            No entries; ratings that are not finite, or beyond the range of the precision; negative indices,
+            such beyond `shape`, or far beyond the number of entries; missing ids;
             index pairs that occur twice; a rank above the smaller side; any setting out of its range.
         DivergedError
             For a `learning_rate` too large.
         KeyboardInterrupt
             After Ctrl-C, with the estimator fitted up to the last record.
+
+        Warns
+        -----
+        UserWarning
+            If fewer than a tenth of at least 1,000 rows or columns have entries, because integers in pairs
+            are then probably ids. `EntryOptions(shape=...)` states that they are positions.
         """
         start = time.perf_counter()
         settings, options = Settings.from_estimator(self), read_options("entries", self.entries)
@@ -613,7 +647,7 @@ class MatrixCompletion:
         Warns
         -----
         UserWarning
-            Once, if most of many pairs are in rows that `fit` has not seen, and its pairs were grouped by
+            Once, if most of many pairs are in rows that `fit` has not seen, and its entries were grouped by
             rows: the folds of a cross-validation then have other rows than the rest.
         """
         self._check_fitted()
@@ -648,8 +682,8 @@ class MatrixCompletion:
             self._n_grouped = 0
             warnings.warn(
                 f"{unseen:.0%} of the pairs are in rows without entries in `fit`, whose entries were sorted "
-                "by rows: of new rows only the columns' biases are known. In a cross-validation shuffle the "
-                "entries, as by cv=KFold(5, shuffle=True)",
+                "by rows: of new rows only the columns' biases are known. In a cross-validation pass pairs "
+                "and ratings, and shuffle them, as by cv=KFold(5, shuffle=True)",
                 UserWarning,
                 stacklevel=4,
             )
@@ -678,6 +712,8 @@ class MatrixCompletion:
         ------
         ValueError
             Before `fit`, and for entries that `fit` would refuse.
+        ShapeError
+            For a matrix without ids whose shape is not that of the fitted one.
         """
         values, error, weights = self._errors(X, y, sample_weight)
         spread = values - np.average(values, weights=weights)
@@ -708,6 +744,8 @@ class MatrixCompletion:
         ------
         ValueError
             Before `fit`, and for entries that `fit` would refuse.
+        ShapeError
+            For a matrix without ids whose shape is not that of the fitted one.
         """
         _, error, weights = self._errors(X, y, sample_weight)
         return math.sqrt(float(np.average(np.square(error), weights=weights)))
@@ -718,6 +756,12 @@ class MatrixCompletion:
         reading = read_known(X, y, read_options("entries", self.entries).form, sample_weight)
         if reading.values.size == 0:
             raise ValueError("X has no known entries; wanted at least one")
+        for axis, n, word in zip(reading[:2], self.shape_, _AXES, strict=True):
+            if axis.is_whole and axis.ids is None and axis.size != n:
+                raise ShapeError(
+                    f"X has {axis.size} {word}; wanted {n}, as the fitted matrix, because {word} without ids "
+                    "are positions. Cross-validation takes rows out: pass it pairs and ratings"
+                )
         predicted = self._predict_axes(reading.rows, reading.columns)
         return reading.values, predicted - reading.values, reading.weights
 

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from numbers import Number
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,16 @@ from .._support.errors import ShapeError
 from .entries import Entries, Positions, Vector, check_shape, read_indices, read_matrix, read_pairs
 
 FORMS: Final = ("auto", "long", "wide")
+#: Positions are refused where they exceed the known ones by more than the first number, and by the second one
+#: for each entry; `fit` warns where fewer than a share of at least so many have entries.
+_FREE_POSITIONS: Final = 2**20
+_POSITIONS_PER_ENTRY: Final = 1000
+_MANY_POSITIONS: Final = 1000
+_LEAST_USED: Final = 0.1
+_REMEDY: Final = (
+    'If they are ids, pass strings or categories, such as DataFrame.astype("category"); otherwise state the '
+    "size with EntryOptions(shape=(rows, columns))"
+)
 _AXES: Final = ("rows", "columns")
 
 
@@ -56,6 +67,10 @@ class Ids:
             self._positions = {found: i for i, found in enumerate(self.values.tolist())}
         unknown = len(self.values)
         return np.array([self._positions.get(each, unknown) for each in ids], np.int64)
+
+    def name_of(self, at: int) -> Any:
+        """Return the id at a position, as a Python object."""
+        return self.values[at : at + 1].tolist()[0]
 
     def extend(self, ids: npt.NDArray[Any]) -> Ids:
         """Return these ids, followed by those of `ids` that are new."""
@@ -95,24 +110,27 @@ class Axis(NamedTuple):
         """Return the axis of some of the entries."""
         return self._replace(positions=self.positions[part])
 
-    def place(self, known: Ids | None, word: str) -> Positions:
+    def place(self, known: Ids | None, word: str, title: str = "X") -> Positions:
         """Return positions among known rows; those of unknown ids are the number of known ones.
 
-        Raises TypeError where ids are given and there are none, or integers instead of strings.
+        Raises TypeError where ids are given and there are none, or integers instead of strings; `title`
+        names the argument.
         """
         if known is None:
             if self.ids is None:
                 return self.positions
             if len(self.ids) == 0:
                 return self.positions
-            raise TypeError(f"X has {word} with ids, such as {self.ids[0]!r}; wanted integers, as `fit` had")
+            owner = f"{title} has {word} with" if title == "X" else f"{title} has"
+            raise TypeError(f"{owner} ids, such as {self.ids[0]!r}; wanted integers, as `fit` had")
         if self.ids is not None:
             return known.find(self.ids.tolist())[self.positions]
         if self.is_whole:
             return self.positions
         if self.positions.size > 0 and known.are_strings():
+            place = f" for {word}" if title == "X" else ""
             raise TypeError(
-                f"X has integers for {word}; wanted ids, such as {known.values[0]!r}, as `fit` had"
+                f"{title} has integers{place}; wanted ids, such as {known.values[0]!r}, as `fit` had"
             )
         return known.find(self.positions.tolist())
 
@@ -139,10 +157,31 @@ class Axis(NamedTuple):
         if are_new and positions.size > 0 and positions.min() < n_known:
             first = int(positions.min())
             raise ValueError(
-                f"X has {first if ids is None else ids.values[first]!r} among the new {word}, which is "
+                f"X has {first if ids is None else ids.name_of(first)!r} among the new {word}, which is "
                 "known; wanted new ones, or partial_fit"
             )
+        if ids is None:
+            self.check_size(n_known, word)
         return positions, max(n_known, self.size) if ids is None else len(ids), ids
+
+    def check_size(self, n_known: int, word: str) -> None:
+        """Raise ValueError if positions reach far beyond the entries, because they are probably ids."""
+        if self.size - n_known > _FREE_POSITIONS + _POSITIONS_PER_ENTRY * self.positions.size:
+            raise ValueError(
+                f"X reaches position {self.size - 1} of the {word} with {self.positions.size} entries; "
+                f"wanted positions from 0 without large gaps. {_REMEDY}"
+            )
+
+    def warn_of_gaps(self, word: str) -> None:
+        """Warn if few of many positions have entries, because they are probably ids."""
+        used = np.count_nonzero(np.bincount(self.positions, minlength=self.size))
+        if self.size >= _MANY_POSITIONS and used < _LEAST_USED * self.size:
+            warnings.warn(
+                f"{1.0 - used / self.size:.1%} of the {self.size} {word} have no entries: the integers in X "
+                f"are positions from 0. {_REMEDY}",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def name(self) -> Ids | None:
         """Return the ids as those of a new matrix."""
@@ -161,13 +200,17 @@ class Reading(NamedTuple):
         """Return the shape of the matrix; `wanted` is the option of the estimator, or None."""
         found = self.rows.size, self.columns.size
         if wanted is None:
+            for axis, word in zip(self[:2], _AXES, strict=True):
+                if axis.ids is None and not axis.is_whole:
+                    axis.check_size(0, word)
+                    axis.warn_of_gaps(word)
             return found
         if self.rows.ids is not None or self.columns.ids is not None:
             raise ValueError(f"entries.shape is {wanted}, but X has ids, which determine it; wanted None")
         if not self.rows.is_whole:
             return check_shape(wanted, found)
         if tuple(wanted) != found:
-            raise ShapeError(f"shape is {tuple(wanted)}, but X has shape {found}")
+            raise ShapeError(f"entries.shape is {tuple(wanted)}, but X has shape {found}")
         return found
 
     def entries(self, rows: Positions, columns: Positions, shape: tuple[int, int], scale: float) -> Entries:
@@ -186,11 +229,11 @@ class Reading(NamedTuple):
         return 1.0 if self.weights is None or self.weights.size == 0 else float(np.mean(self.weights))
 
     def count_grouped(self) -> int:
-        """Return the number of entries if they are pairs grouped by rows, as in a sorted file; or 0."""
+        """Return the number of entries if they are grouped by rows, as in a sorted file or a matrix; or 0."""
         rows = self.rows.positions
         changes = int(np.count_nonzero(rows[1:] != rows[:-1]))
         is_grouped = 0 < changes == np.count_nonzero(np.bincount(rows)) - 1 if rows.size > 1 else False
-        return rows.size if is_grouped and not self.rows.is_whole else 0
+        return rows.size if is_grouped else 0
 
 
 def read_known(X: Any, y: Any, form: str = "auto", sample_weight: Any = None) -> Reading:
@@ -232,8 +275,8 @@ def read_known(X: Any, y: Any, form: str = "auto", sample_weight: Any = None) ->
 
 def read_pair_axes(X: Any) -> tuple[Axis, Axis]:
     """Read pairs of ids or positions."""
-    if not _is_table(X):
-        array = read_array(X, "X")[0] if not isinstance(X, (list, tuple)) else _array_of(X)
+    if not _is_table(X) and not _is_list_of_ids(X):
+        array = read_array(X, "X")[0]
         if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "OUST":
             rows, columns = read_pairs(X)
             return _axis_of_positions(rows), _axis_of_positions(columns)
@@ -250,8 +293,9 @@ def read_ids(x: Any, known: Ids | None, word: str) -> tuple[list[Any], Positions
     if is_one and known is not None:
         items = np.empty(1, object)
         items[0] = x
-    axis = _read_axis(items, word, word.removesuffix("s"))
-    positions = axis.place(known, word)
+    title = word.removesuffix("s")
+    axis = _read_axis(items, word, title)
+    positions = axis.place(known, word, title)
     asked = axis.positions.tolist() if axis.ids is None else axis.ids[axis.positions].tolist()
     return asked, positions, is_one
 
@@ -271,13 +315,18 @@ def _read_values(rows: Axis, columns: Axis, y: Any, name: str, sample_weight: An
 
 def _read_whole(X: Any, form: str, sample_weight: Any) -> Reading:
     ids: tuple[Any, Any] = (None, None)
+    may_be_pairs = form == "wide"
     if is_of(X, "pandas", "DataFrame"):
+        _check_columns(X, [(name, X.iloc[:, at]) for at, name in enumerate(X.columns)])
         ids = _labels(X.index), _labels(X.columns)
+        # A part of a table, such as a split for training, has integers in an index without a name.
+        may_be_pairs |= X.index.name is not None or _has_ids(X.index)
         X = X.set_axis(range(X.shape[0]), axis=0).set_axis(range(X.shape[1]), axis=1)
     elif is_of(X, "polars", "DataFrame"):
+        _check_columns(X, list(zip(X.columns, X.get_columns(), strict=True)))
         ids = None, np.array(X.columns, object)
         X = np.ma.column_stack([_plain_column(each) for each in X.get_columns()]) if X.width else X.to_numpy()
-    *positions, values, shape = read_matrix(X, may_be_pairs=form == "wide" or ids[0] is not None)
+    *positions, values, shape = read_matrix(X, may_be_pairs)
     axes = []
     for at, size, labels, word in zip(positions, shape, ids, _AXES, strict=True):
         if labels is None:
@@ -286,6 +335,19 @@ def _read_whole(X: Any, form: str, sample_weight: Any) -> Reading:
             named = _axis_of_ids(labels.tolist(), word, is_sorted=False)
             axes.append(named._replace(positions=named.positions[at], is_whole=True))
     return Reading(axes[0], axes[1], np.array(values), _read_weights(sample_weight, values.size))
+
+
+def _check_columns(X: Any, columns: list[tuple[Any, Any]]) -> None:
+    """Raise if a table that is read as wide has a column that is not numeric."""
+    for name, column in columns:
+        kind = str(column.dtype)
+        # Python objects may be numbers or None, which the conversion decides.
+        if _has_ids(column) and kind.lower() not in ("object", "null"):
+            raise TypeError(
+                f"X has {X.shape[1]} columns, of which {name!r} has dtype {kind}; wanted three columns (row, "
+                "column, rating), two columns and y, or a wide table of numbers alone, with the ids of the "
+                "rows as index"
+            )
 
 
 def _read_weights(sample_weight: Any, count: int) -> Vector | None:
@@ -333,8 +395,13 @@ def _plain_column(x: Any) -> Any:
 def _split_columns(X: Any, count: int) -> list[Any]:
     if _is_table(X):
         columns = [X.iloc[:, i] for i in range(X.shape[1])] if hasattr(X, "iloc") else list(X.get_columns())
+    elif isinstance(X, (list, tuple)) and X and all(isinstance(row, (list, tuple)) for row in X):
+        lengths = sorted({len(row) for row in X})
+        if len(lengths) > 1:
+            raise ShapeError(f"X has rows of {lengths[0]} and of {lengths[-1]} items; wanted {count} in each")
+        columns = list(zip(*X, strict=True))
     else:
-        array = _array_of(X)
+        array = read_array(X, "X")[0]
         if array.ndim != 2:
             raise ShapeError(f"X has shape {array.shape}; wanted {count} columns")
         columns = list(array.T)
@@ -344,15 +411,11 @@ def _split_columns(X: Any, count: int) -> list[Any]:
     return columns
 
 
-def _array_of(X: Any) -> npt.NDArray[Any]:
-    """Return an array; of objects, where NumPy would convert the numbers in a list to strings."""
-    array = read_array(X, "X")[0]
-    if isinstance(X, (list, tuple)) and array.dtype.kind in "US" and array.ndim == 2:
-        items = np.empty(array.shape, object)
-        for i, row in enumerate(X):
-            items[i] = list(row)
-        return items
-    return array
+def _is_list_of_ids(X: Any) -> bool:
+    """Return whether X is a list of pairs with ids of any type, of which NumPy may not make an array."""
+    if not isinstance(X, (list, tuple)) or not all(isinstance(pair, (list, tuple)) for pair in X):
+        return False
+    return all(len(pair) == 2 for pair in X) and not all(isinstance(each, Number) for p in X for each in p)
 
 
 def _read_axes(columns: Sequence[Any]) -> tuple[Axis, Axis]:
@@ -374,7 +437,7 @@ def _read_axis(column: Any, word: str, title: str) -> Axis:
     elif is_of(column, "pandas", "Series") or is_of(column, "pandas", "Index"):
         gaps = np.asarray(column.isna())
         if gaps.any():
-            raise _no_id(word, int(np.argmax(gaps)))
+            raise _no_id(title, word, int(np.argmax(gaps)))
         if is_category:
             return _axis_of_categories(column, word)
         values = as_array(column, title)
@@ -386,7 +449,7 @@ def _read_axis(column: Any, word: str, title: str) -> Axis:
     if values.ndim != 1:
         raise ShapeError(f"{title} has shape {values.shape}; wanted one axis")
     if values.dtype.kind == "f" and np.isnan(values).any():
-        raise _no_id(word, int(np.argmax(np.isnan(values))))
+        raise _no_id(title, word, int(np.argmax(np.isnan(values))))
     if values.dtype.kind in "iufbc" and not is_category:
         return _axis_of_positions(read_indices(values, title))
     items = values.tolist() if values.dtype.kind == "O" else values.astype(object).tolist()
@@ -399,7 +462,7 @@ def _read_axis(column: Any, word: str, title: str) -> Axis:
                 raise TypeError(
                     f"{title} has {each!r} of type {type(each).__name__}; wanted integers, or ids"
                 )
-    return _axis_of_ids(items, word)
+    return _axis_of_ids(items, word, title=title)
 
 
 def _axis_of_categories(column: Any, word: str) -> Axis:
@@ -410,7 +473,7 @@ def _axis_of_categories(column: Any, word: str) -> Axis:
     return axis._replace(positions=axis.positions[codes])
 
 
-def _axis_of_ids(items: list[Any], word: str, is_sorted: bool = True) -> Axis:
+def _axis_of_ids(items: list[Any], word: str, is_sorted: bool = True, title: str = "X") -> Axis:
     """Return distinct ids, sorted where they can be compared, otherwise in the order in which they occur.
 
     The order of the entries then does not change the fit.
@@ -420,11 +483,12 @@ def _axis_of_ids(items: list[Any], word: str, is_sorted: bool = True) -> Axis:
     except TypeError:
         at = next(i for i, each in enumerate(items) if not _is_hashable(each))
         raise TypeError(
-            f"X has {items[at]!r} of type {type(items[at]).__name__} as id of {word} at {at}; wanted a "
+            f"{_argument(title)} has {items[at]!r} of type {type(items[at]).__name__} as id of {word} at "
+            f"{at}; wanted a "
             "hashable one"
         ) from None
     if any(map(_is_missing, ids)):
-        raise _no_id(word, next(i for i, each in enumerate(items) if _is_missing(each)))
+        raise _no_id(title, word, next(i for i, each in enumerate(items) if _is_missing(each)))
     if is_sorted:
         with suppress(TypeError):
             ids = sorted(ids)
@@ -433,8 +497,15 @@ def _axis_of_ids(items: list[Any], word: str, is_sorted: bool = True) -> Axis:
     return Axis(positions, len(ids), _objects(ids))
 
 
-def _no_id(word: str, at: int) -> ValueError:
-    return ValueError(f"X has no id of {word} at {at}: it is missing (NA); wanted an id for every entry")
+def _no_id(title: str, word: str, at: int) -> ValueError:
+    return ValueError(
+        f"{_argument(title)} has no id of {word} at {at}: it is missing (NA); wanted an id for every entry"
+    )
+
+
+def _argument(title: str) -> str:
+    """Return the name of the argument in a title such as "X (first column)"."""
+    return title.partition(" (")[0]
 
 
 def _is_missing(value: object) -> bool:
@@ -482,7 +553,7 @@ def describe_pairs(rows: Ids | None, columns: Ids | None) -> Callable[[int, int]
     """Return a function that names the pair at two positions."""
 
     def describe(i: int, j: int) -> str:
-        names = [at if ids is None else cast(Any, ids.values[at]) for ids, at in ((rows, i), (columns, j))]
+        names = [at if ids is None else ids.name_of(at) for ids, at in ((rows, i), (columns, j))]
         return f"({names[0]!r}, {names[1]!r})"
 
     return describe

@@ -55,6 +55,8 @@ _FEWEST_ROWS: Final = 20
 _FIXED: Final = 1e6
 #: Smallest variance of the noise, relative to that of the ratings.
 _LEAST_NOISE: Final = 1e-14
+#: Smallest and largest standard deviation of the entries for each precision: fourth powers must not overflow.
+_RANGES: Final = {"float32": (1e-9, 1e15), "float64": (1e-70, 1e70)}
 #: Variance of the noise levels between rows below which they are taken as equal.
 _LEAST_SPREAD: Final = 1e-3
 #: Numbers that one call of the core reads.
@@ -193,6 +195,7 @@ class Posterior:
         start = fit_biases(entries, kind, _PENALTY, _START_SWEEPS)
         self.mean = start.mean if mean is None else mean
         centred = entries.values - self.mean
+        self._check_range(centred)
         #: Mean square of the centred entries.
         self.total = entries.mean(np.square(centred))
         orders = self._sort(centred)
@@ -207,6 +210,19 @@ class Posterior:
         self.noise = entries.mean(np.square(entries.values - start.at(entries.rows, entries.columns)))
         #: Number of sweeps since directions were added, and whether the priors are still wide.
         self.age, self.is_wide = 0, True
+
+    def _check_range(self, centred: FloatArray) -> None:
+        """Raise ValueError if variances leave the range of the precision."""
+        largest = float(np.max(np.abs(centred)))
+        if largest <= ROUNDING * float(np.max(np.abs(self._entries.values))):
+            return  # constant, so nothing is computed
+        spread = largest * math.sqrt(self._entries.mean(np.square(centred / largest)))
+        low, high = _RANGES[self.dtype.name]
+        if not low <= spread <= high:
+            raise ValueError(
+                f"the ratings have the standard deviation {spread:.1e}; wanted {low:g} to {high:g} in "
+                f"{self.dtype}: multiply them by a constant"
+            )
 
     def _sort(self, values: FloatArray) -> tuple[SparseRows, SparseRows]:
         entries = self._entries

@@ -17,6 +17,7 @@ import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from numbers import Number
 from pathlib import Path
 from typing import Any, Final, NamedTuple, overload
 
@@ -69,7 +70,7 @@ def _convert_array(
     title = _format_title(name, symbol)
     array = as_array(x, title)
     if array.dtype == object:
-        raise TypeError(f"{title} is not numeric: got {type(x).__name__}")
+        raise TypeError(f"{title} is not numeric: got {_describe_objects(x, array)}")
     wanted = _float_dtype(array, title) if dtype is None else np.dtype(dtype)
     if dtype is not None:
         _float_dtype(array, title)
@@ -101,6 +102,15 @@ def _convert_array(
         index = tuple(int(i) for i in np.argwhere(~np.isfinite(result))[0])
         raise ValueError(f"{title} has a value that is not finite: {result[index]} at {index}")
     return result
+
+
+def _describe_objects(x: object, array: npt.NDArray[Any]) -> str:
+    """Return the type of `x`, and the first of its entries that is no number."""
+    if array.ndim > 0:
+        for index, item in np.ndenumerate(array):
+            if not isinstance(item, Number):
+                return f"{type(x).__name__} with {item!r} of type {type(item).__name__} at {index}"
+    return type(x).__name__
 
 
 class StoredEntries(NamedTuple):
@@ -190,12 +200,17 @@ def _read_items(
     if all(type(item) is np.ndarray for item in items):
         return _stack(list(items), title), None
     read = [(item, None) if isinstance(item, _PLAIN) else _read(item, title, level + 1) for item in items]
-    values = _stack([value for value, _ in read], title)
+    values = _stack([_unwrap(value) for value, _ in read], title)
     if all(gaps is None for _, gaps in read):
         return values, None
     return values, _stack(
         [np.zeros(np.shape(value), np.bool_) if gaps is None else gaps for value, gaps in read], title
     )
+
+
+def _unwrap(value: object) -> object:
+    """Return the object in an array without axes: NumPy would put such an array into one of objects."""
+    return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
 def _stack(items: list[Any], title: str) -> npt.NDArray[Any]:
@@ -301,6 +316,15 @@ def read_known_values(
 ) -> tuple[npt.NDArray[np.float64], slice | npt.NDArray[np.bool_], int]:
     """Return the known values of a vector (neither masked nor NA), their indices, and the length of `x`."""
     array, gaps = read_array(x, name)
+    if array.dtype.kind == "f" and array.ndim == 1:
+        unknown = np.isnan(array)
+        if gaps is not None:
+            unknown &= ~gaps
+        if unknown.any():
+            raise ValueError(
+                f"{name} has a value that is not finite: nan at {(int(np.argmax(unknown)),)}; wanted "
+                "numbers: leave out unknown values, or mask them"
+            )
     if gaps is None or array.ndim != 1:
         return as_vector(array, name, dtype=np.float64, empty=True), slice(None), array.size
     return as_vector(array[~gaps], name, dtype=np.float64, empty=True), ~gaps, array.size
