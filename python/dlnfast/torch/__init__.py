@@ -22,6 +22,7 @@ from .checkpoints import CheckpointSpectra, checkpoint_spectra
 from .deep_lora import DeepLoRA
 from .features import LayerMeasures, LayerOutputs, layer_outputs, measure_layers
 from .full_batch import Descent, descend
+from .hub import model_card, push_to_hub
 from .images import Batches, ImageData, Samples, load_images
 from .initial import initialize_, orthogonal_
 from .layers import WeightMatrix, select_modules, weight_matrices
@@ -106,8 +107,10 @@ __all__ = [
     "layer_outputs",
     "load_images",
     "measure_layers",
+    "model_card",
     "orthogonal_",
     "overparameterize",
+    "push_to_hub",
     "resize_adapter",
     "select_modules",
     "subspace_report",
