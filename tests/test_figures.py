@@ -11,9 +11,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dlnfast import build_info, figures
+from dlnfast._config.finetuning import Row
 from dlnfast.cli import main
+from dlnfast.figures import deep_lora_fewshot
 from dlnfast.figures._captions import mark_quick, set_title, write_caption
-from dlnfast.figures._claims import Claim, as_numbers, compare_pairs
+from dlnfast.figures._claims import Claim, as_numbers, compare_pairs, t_interval
 from dlnfast.theory import rho_flow
 
 
@@ -695,6 +697,54 @@ def test_intervals_decide_claims(differences, verdict):
     assert ("would be found" in claim.measured) is (verdict == "not decided")
     mean, half = np.mean(differences), 4.302652729911275 * np.std(differences, ddof=1) / np.sqrt(3)
     assert claim.interval == pytest.approx((mean - half, mean + half))
+
+
+@pytest.mark.parametrize(("wider", "verdict"), [(0.004, "shown"), (0.018, "not decided"), (0.06, "refuted")])
+def test_scores_of_all_ranks_are_compared_by_intervals(wider, verdict):
+    seeds = range(10)
+    noise = np.random.default_rng(0).normal(size=(2, 10))
+    noise -= noise.mean(axis=1, keepdims=True)
+
+    def row(scores, norms):
+        return Row("deep-lora", 16, 8, 0.03, dict(zip(seeds, scores, strict=True)), 0.0, [1] * 20, norms)
+
+    level = 0.2 * noise[0]  # of a seed, which the differences do not have
+    norms = {seed: 3.0 + noise[0, seed] for seed in seeds}
+    rows = {
+        "8": row(level, norms),
+        "64": row(level + 0.001 * noise[1], norms),
+        "full": row(level + wider + 0.005 * noise[1], {seed: 1.05 * norms[seed] for seed in seeds}),
+    }
+    claim = deep_lora_fewshot._compare_ranks("alike", rows)
+    assert claim.verdict == verdict
+    other = "64" if "r = full against 64" in claim.measured else "8"
+    low, high = t_interval([rows["full"].scores[s] - rows[other].scores[s] for s in seeds])
+    assert f"interval {low:+.3f} to {high:+.3f}, 10 seeds" in claim.measured
+    claim = deep_lora_fewshot._compare_ranks("alike", rows, norms=True)
+    assert claim.verdict == "shown"
+    assert "factor 1.050" in claim.measured
+
+
+def test_few_shot_results_are_shipped(run_python, tmp_path):
+    settings = deep_lora_fewshot.Settings()
+    assert deep_lora_fewshot.SHIPPED.stat().st_size < 300_000
+    program = (
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'transformers', 'peft'):\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        "from dlnfast.cli import main\n"
+        "sys.exit(main(['figure', 'deep-lora-fewshot', '--out', sys.argv[1]]))\n"
+    )
+    assert "all runs are stored results" in run_python(program, tmp_path)
+    numbers = json.loads((tmp_path / "deep-lora-fewshot.json").read_text())["numbers"]
+    assert numbers["trained_now"] == 0
+    for row in numbers["rows"]["package"]:
+        assert len(row["scores"]) == settings.seeds
+        assert row["eta"] == numbers["rates"]["package"][row["method"]]
+    assert [row["n_examples"] for row in numbers["rows"]["package"]] == [16, 16, 64, 64, 256, 256]
 
 
 def test_quick_changes_nothing_for_a_fast_figure(tmp_path):

@@ -509,28 +509,40 @@ def _panel_titles(settings: Settings) -> dict[str, str]:
 def draw(settings: Settings, result: Result) -> Figure:
     """Draw scores over examples, differences of the methods, scores and norms over ranks, learned ranks."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import NullLocator
 
     shown = [name for name in _panel_titles(settings) if name in result.displays]
     figure = Figure(figsize=(15.0, 9.0), layout="constrained")
     axes = figure.subplots(2, 3)
     for ax in axes.flat[len(shown) :]:
         ax.set_axis_off()
-    methods = COLOURS[1], COLOURS[0], COLOURS[2]
+    methods = dict(zip((*_LABELS.values(), _OLD), (COLOURS[1], COLOURS[0], COLOURS[2]), strict=True))
+    colours = list(methods.values())
     for ax, name in zip(axes.flat, shown, strict=False):
         display = result.displays[name]
         ax.set_title(_panel_titles(settings)[name], fontsize=11)
         if name == "learned":
-            display.plot(ax, colors=methods)
+            display.plot(ax, colors=colours, legend=False)
             ax.set_xlabel("rank: values above 1 % of the largest of all layers")
             ax.set_ylabel(f"layers, {settings.seeds} seeds")
             continue
-        display.plot(ax, marker="o", colors=COLOURS[3:] if name == "differences" else methods)
+        if name == "differences":
+            display.plot(ax, marker="o", colors=COLOURS[3:])
+        else:
+            display.plot(ax, marker="o", colors=colours, legend=False)
         ax.set_xscale("log", base=2)
         labels = [f"{value:g}" for value in display.x]
         if name in ("ranks", "norms"):
             labels[-1] = "full"
         ax.set_xticks(display.x, labels)
-        ax.minorticks_off()
+        ax.xaxis.set_minor_locator(NullLocator())
+    limits = [ax.get_ylim() for ax, name in zip(axes.flat, shown, strict=False) if name in _TITLES]
+    for ax in axes.flat[: len(limits)]:
+        ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    handles = [Line2D([], [], color=colour, marker="o", label=label) for label, colour in methods.items()]
+    handles.append(Line2D([], [], color="#555555", linestyle="--", label="published, bert-base-cased"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     set_title(figure, f"Few-shot fine-tuning by LoRA and Deep LoRA on {settings.task}, {settings.model}")
     return figure
 
