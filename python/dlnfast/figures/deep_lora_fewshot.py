@@ -83,7 +83,7 @@ QUICK: Final = {
     "rank_steps": 20,
     "evaluated": 100,
 }
-QUICK_TAKES: Final = "training in some minutes; the default draws shipped results in seconds"
+QUICK_TAKES: Final = "in some minutes"
 
 
 @dataclass(frozen=True)
