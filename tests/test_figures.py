@@ -795,10 +795,11 @@ def test_few_shot_figure_trains_only_what_is_not_stored(tmp_path, monkeypatch, r
 
 
 def test_few_shot_results_of_the_default_settings_are_shipped(run_python, tmp_path):
-    if not deep_lora_fewshot.SHIPPED.exists():
-        pytest.skip("the trainings are not finished: there are no results to ship yet")
     assert deep_lora_fewshot.SHIPPED.stat().st_size < 300_000
-    assert "all runs are stored results" in run_python(WITHOUT_TORCH, "--out", tmp_path)
+    done = run_python(WITHOUT_TORCH, "--out", tmp_path, check=False)
+    if done.returncode and "torch" in done.stderr:
+        pytest.skip("the trainings of the default settings are not finished: results of some runs are missing")
+    assert "all runs are stored results" in done.stdout
 
 
 def test_quick_changes_nothing_for_a_fast_figure(tmp_path):
