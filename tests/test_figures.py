@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dlnfast import build_info, figures
+from dlnfast._config.finetuning import Outcome, Row
 from dlnfast.cli import main
+from dlnfast.figures import deep_lora_fewshot
 from dlnfast.figures._captions import mark_quick, set_title, write_caption
-from dlnfast.figures._claims import Claim, as_numbers, compare_pairs
+from dlnfast.figures._claims import Claim, as_numbers, compare_pairs, t_interval
 from dlnfast.theory import rho_flow
 
 
@@ -695,6 +699,107 @@ def test_intervals_decide_claims(differences, verdict):
     assert ("would be found" in claim.measured) is (verdict == "not decided")
     mean, half = np.mean(differences), 4.302652729911275 * np.std(differences, ddof=1) / np.sqrt(3)
     assert claim.interval == pytest.approx((mean - half, mean + half))
+
+
+@pytest.mark.parametrize(("wider", "verdict"), [(0.004, "shown"), (0.018, "not decided"), (0.06, "refuted")])
+def test_scores_of_all_ranks_are_compared_by_intervals(wider, verdict):
+    seeds = range(10)
+    noise = np.random.default_rng(0).normal(size=(2, 10))
+    noise -= noise.mean(axis=1, keepdims=True)
+
+    def row(scores, norms):
+        return Row("deep-lora", 16, 8, 0.03, dict(zip(seeds, scores, strict=True)), 0.0, [1] * 20, norms)
+
+    level = 0.2 * noise[0]  # of a seed, which the differences do not have
+    norms = {seed: 3.0 + noise[0, seed] for seed in seeds}
+    rows = {
+        "8": row(level, norms),
+        "64": row(level + 0.001 * noise[1], norms),
+        "full": row(level + wider + 0.005 * noise[1], {seed: 1.05 * norms[seed] for seed in seeds}),
+    }
+    claim = deep_lora_fewshot._compare_ranks("alike", rows)
+    assert claim.verdict == verdict
+    other = "64" if "r = full against 64" in claim.measured else "8"
+    low, high = t_interval([rows["full"].scores[s] - rows[other].scores[s] for s in seeds])
+    assert f"interval {low:+.3f} to {high:+.3f}, 10 seeds" in claim.measured
+    claim = deep_lora_fewshot._compare_ranks("alike", rows, norms=True)
+    assert claim.verdict == "shown"
+    assert "factor 1.050" in claim.measured
+
+
+#: A program that draws the few-shot figure where PyTorch and transformers are missing.
+WITHOUT_TORCH = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "peft"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked())
+from dlnfast.cli import main
+sys.exit(main(["figure", "deep-lora-fewshot", *sys.argv[1:]]))
+"""
+
+
+def store_few_shot_results(grid, results, progress):
+    """Store results as if the runs of the grid were trained: scores of a seed, and of Deep LoRA."""
+    for run in results.missing(grid):
+        deep = run.method == "deep-lora"
+        score = 0.1 * run.seed + 0.05 * deep - 0.1 * abs(np.log10(run.eta) + 2)
+        ranks = {"layer.0": 1 if deep else run.rank, "layer.1": 0 if deep else run.rank}
+        outcome = Outcome({"selection": score, "report": score}, [1.0], 10, ranks, 3.0 + 0.01 * run.seed, 0.1)
+        results.append(grid, run, outcome)
+
+
+def test_few_shot_figure_trains_only_what_is_not_stored(tmp_path, monkeypatch, run_python):
+    trained = []
+
+    def run_grid(grid, results, progress):
+        trained.extend(results.missing(grid))
+        store_few_shot_results(grid, results, progress)
+
+    monkeypatch.setitem(sys.modules, "dlnfast.torch.finetune", SimpleNamespace(run_grid=run_grid))
+    few = ["--seeds", "3", "--rank-seeds", "2", "--old-seeds", "0", "--ranks", "8", "16"]
+    options = [*few, "--published-seeds", "2", "--export", str(tmp_path / "export.jsonl")]
+    numbers = run_figure(tmp_path, "deep-lora-fewshot", *options, "--stored", "ignored")["numbers"]
+    # Rates: 2 protocols, 2 methods, 4 candidates, 2 seeds. Examples: 2 methods, 3 numbers, 3 and 2 seeds.
+    # Ranks: 2 methods at 2 ranks and one at the full width, 2 seeds.
+    assert len(trained) == numbers["trained_now"] == 32 + 30 + 10
+    assert {run.seed for run in trained[:16]} == {100, 101}
+    assert {run.seed for run in trained[16:]} == {0, 1, 2, 100, 101}
+    assert numbers["rates"]["package"] == {"lora": 0.01, "deep-lora": 0.01}
+    assert [gap["difference"] for gap in numbers["paired"]["package"]] == pytest.approx([0.05] * 3)
+    verdicts = {claim["text"]: claim["verdict"] for claim in numbers["claims"]}
+    assert verdicts["protocol of the package: Deep LoRA scores higher with 16 examples"] == "shown"
+    assert verdicts["published protocol: updates of Deep LoRA have a lower mean rank"] == "shown"
+    assert verdicts["one eta: scores of Deep LoRA at r = 8, 16, full are within 0.02"] == "shown"
+
+    (tmp_path / "results").mkdir()
+    (tmp_path / "export.jsonl").rename(tmp_path / "results" / "results.jsonl")
+    stored = ["--stored", "ignored", "--results", str(tmp_path / "results")]
+    out = tmp_path / "without torch"
+    arguments = [*few, "--published-seeds", "2", *stored, "--out", out]
+    assert "all runs are stored results" in run_python(WITHOUT_TORCH, *arguments)
+    again = json.loads((out / "deep-lora-fewshot.json").read_text())["numbers"]
+    assert again["trained_now"] == 0
+    assert again["rows"] == numbers["rows"]
+    trained.clear()
+    numbers = run_figure(tmp_path, "deep-lora-fewshot", *few, "--published-seeds", "3", *stored)["numbers"]
+    assert len(trained) == numbers["trained_now"] == 6  # one more seed
+    assert {run.seed for run in trained} == {2}
+    less = [*few, "--published-seeds", "0", *stored]
+    numbers = run_figure(tmp_path, "deep-lora-fewshot", *less)["numbers"]
+    assert set(numbers["rows"]) == {"package"}
+    assert set(numbers["panels"]) == {"package", "differences", "ranks", "norms", "learned"}
+
+
+def test_few_shot_results_of_the_default_settings_are_shipped(run_python, tmp_path):
+    assert deep_lora_fewshot.SHIPPED.stat().st_size < 300_000
+    done = run_python(WITHOUT_TORCH, "--out", tmp_path, check=False)
+    if done.returncode and "torch" in done.stderr:
+        pytest.skip("the trainings of the default settings are not finished: results of some runs are missing")
+    assert "all runs are stored results" in done.stdout
 
 
 def test_quick_changes_nothing_for_a_fast_figure(tmp_path):

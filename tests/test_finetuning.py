@@ -116,6 +116,54 @@ def test_all_methods_start_from_the_same_function_and_learn(tuning):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", METHODS)
+def test_bfloat16_changes_rounding_only(tuning, method):
+    full, low = (tuning.run(run_of(method, scale=0.1, precision=p)) for p in ("float32", "bfloat16"))
+    assert full.loss != low.loss
+    # Eight bits: the loss of 40 steps, and its changes, are alike to some of them.
+    np.testing.assert_allclose(low.loss, full.loss, rtol=0.15, atol=0.05 * full.loss[0])
+    assert low.update_norm == pytest.approx(full.update_norm, rel=0.05)
+    assert low.n_parameters == full.n_parameters
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["lora", "deep-lora"])
+def test_bfloat16_is_for_frozen_weights_of_adapted_layers_only(tuning, method):
+    types = {}
+
+    def record(step, model, adapter):
+        types[step] = {
+            name.removeprefix("base_model.model.").replace(".base_layer", ""): (p.dtype, p.requires_grad)
+            for name, p in model.named_parameters()
+        }
+
+    tuning.run(run_of(method, precision="bfloat16", steps=1), after_step=record)
+    assert {dtype for dtype, _ in types[0].values()} == {torch.float32}  # before the first step
+    low = {name for name, (dtype, trained) in types[1].items() if dtype == torch.bfloat16 and not trained}
+    assert len(low) == 13
+    assert all(name.endswith(".weight") and "LayerNorm" not in name for name in low)
+    assert {dtype for dtype, trained in types[1].values() if trained} == {torch.float32}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dropout_is_drawn_from_the_seed_and_off_in_evaluation(tuning):
+    run = run_of("deep-lora", scale=0.1, steps=4, dropout=True)
+    modes = []
+    torch.manual_seed(1)
+    first = tuning.run(run, after_step=lambda step, model, _: modes.append(model.training))
+    following = torch.rand(3)
+    torch.manual_seed(2)
+    again = tuning.run(run)
+    assert first.loss == again.loss
+    assert first.scores == again.scores
+    assert modes == [False, True, True, True, True]  # before the first step, and after each
+    torch.manual_seed(1)
+    assert torch.equal(following, torch.rand(3))  # the caller's generator is unchanged
+    without = tuning.run(run_of("deep-lora", scale=0.1, steps=4))
+    assert without.loss != first.loss
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_methods_of_peft_have_their_own_starts_and_scales(tuning):
     starts = {}
 
@@ -403,6 +451,32 @@ def test_results_are_written_at_once_and_found_by_their_settings(folder, tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_shipped_results_are_read_and_new_ones_written_elsewhere(folder, tmp_path):
+    grid = specification(folder, seeds=[0, 1])
+    results = Results(tmp_path / "results.jsonl")
+    runs = grid.runs()
+    outcome = Outcome({"selection": 0.5, "report": 0.4}, [2.0, 1.0], 10, {"a.b": 2, "c": 1}, 3.0, 0.1)
+    for run in runs[:2]:  # of the first seed
+        results.append(grid, run, outcome)
+    results.append_diverged(grid, runs[2], dln.DivergedError("now", step=1, layer=0))
+    shipped = tmp_path / "shipped.jsonl"
+    results.export(shipped, [grid, grid])
+    assert len(shipped.read_text().splitlines()) == 3
+    assert b"a.b" not in shipped.read_bytes()
+    again = Results(tmp_path / "new" / "results.jsonl", shipped)
+    assert summarise(again.of(grid))[0] == summarise(results.of(grid))[0]
+    assert again.missing(grid) == runs[3:]
+    again.path.parent.mkdir()
+    again.append(grid, runs[3], outcome)
+    assert len(again.path.read_text().splitlines()) == 1
+    assert Results(again.path, shipped).missing(grid) == []
+    assert len(Results(again.path).missing(grid)) == 3
+    shipped.write_bytes(shipped.read_bytes().replace(b"0.4", b"0.3", 1))
+    with pytest.raises(ValueError, match=r"line 1 of .*shipped\.jsonl is damaged"):
+        Results(again.path, shipped)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_diverged_runs_are_recorded_as_diverged(folder, tmp_path):
     results = Results(tmp_path / "results.jsonl")
     grid = specification(folder, methods=["lora"], etas=[1e12, 1e-3])
@@ -456,24 +530,37 @@ except ModuleNotFoundError as error:
 @pytest.mark.filterwarnings("ignore")
 def test_the_figure_of_few_examples_writes_its_numbers(folder, tmp_path, capsys):
     options = ["--model", str(folder / "model"), "--data", str(folder), "--examples", "4", "8"]
-    options += ["--rank", "2", "--ranks", "2", "4", "--seeds", "2", "--etas", "1e-2", "1e-1"]
-    options += ["--steps", "3", "--evaluated", "12", "--max-length", "16", "--results", str(tmp_path)]
+    options += ["--rank", "2", "--ranks", "2", "4", "--rank-examples", "4", "--rate-choice-examples", "6"]
+    options += ["--seeds", "2", "--published-seeds", "1", "--rank-seeds", "2", "--old-seeds", "1"]
+    options += ["--rate-seeds", "1", "--etas", "1e-2", "1e-1", "--learning-rates", "1e-3"]
+    options += ["--steps", "3", "--rank-steps", "2", "--evaluated", "12", "--max-length", "16"]
+    options += ["--results", str(tmp_path)]
     numbers = run_figure(tmp_path, "deep-lora-fewshot", *options)["numbers"]
-    assert [(row["n_examples"], row["method"]) for row in numbers["rows"]] == [
-        (4, "lora"),
-        (4, "deep-lora"),
-        (8, "lora"),
-        (8, "deep-lora"),
-    ]
-    for row in numbers["rows"]:
-        assert row["mean"] == pytest.approx(np.mean(list(row["scores"].values())))
-    assert [row["rank"] for row in numbers["ranks"]] == [2, 4, 2, 4]
-    assert [gap["pairs"] for gap in numbers["paired"]] == [2, 2]
+    for protocol, seeds in (("package", {"0", "1"}), ("published", {"0"})):
+        rows = numbers["rows"][protocol]
+        assert [(row["n_examples"], row["method"]) for row in rows] == [
+            (4, "lora"),
+            (4, "deep-lora"),
+            (8, "lora"),
+            (8, "deep-lora"),
+        ]
+        for row in rows:
+            assert set(row["scores"]) == seeds
+            assert row["mean"] == pytest.approx(np.mean(list(row["scores"].values())))
+        assert [gap["pairs"] for gap in numbers["paired"][protocol]] == [len(seeds)] * 2
+    assert {label: list(rows) for label, rows in numbers["ranks"].items()} == {
+        "LoRA": ["2", "4"],
+        "Deep LoRA": ["2", "4", "full"],
+        "Deep LoRA, defaults of 0.1.0": ["2", "4"],
+    }
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
-    # 2 numbers of examples, 2 seeds, 2 rates, 2 methods; one more rank with the fewest, at one rate each.
-    assert len(lines) == 16 + 4
+    # Rates: 2 methods at 2 etas, and at one learning rate. Examples: 2 methods, 2 numbers, 2 seeds and 1.
+    # Ranks: 2 methods at 2 ranks and one at the full width, 2 seeds; old defaults at 2 ranks, 1 seed.
+    assert len(lines) == numbers["trained_now"] == (4 + 2) + (8 + 4) + (8 + 2) + 2
     assert "| 4 | 2 | deep-lora |" in capsys.readouterr().out
-    run_figure(tmp_path, "deep-lora-fewshot", *options)  # from the saved results
+    again = run_figure(tmp_path, "deep-lora-fewshot", *options)["numbers"]  # from the saved results
+    assert again["trained_now"] == 0
+    assert again["rows"] == numbers["rows"]
     assert (tmp_path / "results.jsonl").read_text().splitlines() == lines
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from .._datasets.text import TASKS, TextTask
 from .._support.arrays import check_choice, check_count, check_flag, check_scale
 from .._support.errors import DivergedError
-from .._support.files import decode_text, parse_object, with_checksum, without_checksum
+from .._support.files import decode_text, parse_object, with_checksum, without_checksum, write_text_whole
 from .._support.keys import Key, boolean, choice, integer, is_integer, is_list_of, is_number, number, string
 from .schema import SpecError, check_names, check_section, describe_keys, read_toml
 
@@ -39,6 +39,8 @@ __all__ = [
 METHODS: Final = ("lora", "rslora", "eva", "lora-ga", "deep-lora")
 #: Initialisations of Deep LoRA: leading directions of the first gradient, random frames, full rank.
 INITS: Final = ("gradient", "random", "full")
+#: Precisions of the forward and backward passes; adapters and optimiser states are always float32.
+PRECISIONS: Final = ("float32", "bfloat16")
 #: Halves of the development split: one to choose learning rates, one to report scores.
 PARTS: Final = ("selection", "report")
 
@@ -80,6 +82,19 @@ _SECTIONS: Final[dict[str, dict[str, Key]]] = {
             "true or false",
             True,
             help="Whether learning rates follow the shapes of the factors; false: eta is the rate of all.",
+        ),
+        "dropout": Key(
+            lambda v: isinstance(v, bool),
+            "true or false",
+            False,
+            help="Whether the pretrained model trains with its own dropout.",
+        ),
+        "precision": Key(
+            lambda v: v in PRECISIONS,
+            " or ".join(PRECISIONS),
+            PRECISIONS[0],
+            help="Of the model's forward and backward passes; bfloat16 is faster where the processor has "
+            "instructions for it. Factors, head and optimiser are float32.",
         ),
     },
     "deep-lora": {
@@ -135,6 +150,11 @@ class Run:
         Whether the new head is trained as well.
     match_updates : bool
         Whether learning rates follow the shapes of the factors; False: eta is the rate of all parameters.
+    dropout : bool
+        Whether the pretrained model trains with its own dropout, drawn from the seed; evaluation is without.
+    precision : {"float32", "bfloat16"}
+        Precision of the model's forward and backward passes, by autocast. Factors, head and optimiser states
+        are float32.
     """
 
     method: str
@@ -152,6 +172,8 @@ class Run:
     outer: float = 1.0
     train_head: bool = True
     match_updates: bool = True
+    dropout: bool = False
+    precision: str = PRECISIONS[0]
 
     def __post_init__(self) -> None:
         """Check the settings here, where error messages can name them."""
@@ -163,7 +185,8 @@ class Run:
         check_choice(self.init, "init", INITS)
         for name in ("eta", "final_rate", "epsilon", "scale", "outer"):
             check_scale(getattr(self, name), name)
-        for name in ("train_head", "match_updates"):
+        check_choice(self.precision, "precision", PRECISIONS)
+        for name in ("train_head", "match_updates", "dropout"):
             check_flag(getattr(self, name), name)
 
     def to_dict(self) -> dict[str, Any]:
@@ -302,6 +325,8 @@ class Results:
     ----------
     path : path
         The file. Its lines are read, except for an incomplete last line, which the next write removes.
+    shipped : path, optional
+        Another such file with finished runs, which is only read.
 
     Raises
     ------
@@ -309,30 +334,35 @@ class Results:
         If a line is damaged, or was not written by `append`.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], shipped: str | os.PathLike[str] | None = None) -> None:
         self.path = Path(path)
-        self.records: list[dict[str, Any]] = []
+        self._shipped = [] if shipped is None else self._read_lines(Path(shipped))
+        self.records: list[dict[str, Any]] = self._shipped
         self.read()
 
     def read(self) -> None:
         """Read the file."""
+        self.records = [*self._shipped, *self._read_lines(self.path)]
+
+    @staticmethod
+    def _read_lines(path: Path) -> list[dict[str, Any]]:
         try:
-            content = self.path.read_bytes()
+            content = path.read_bytes()
         except FileNotFoundError:
-            return
+            return []
         whole = content[: content.rfind(b"\n") + 1]
         # Not splitlines: JSON may hold other characters that end lines.
         records = []
         known: set[str] = set()
-        for number_, line in enumerate(decode_text(whole, self.path).split("\n")[:-1], 1):
+        for number_, line in enumerate(decode_text(whole, path).split("\n")[:-1], 1):
             if line in known:  # a copied line
                 continue
             known.add(line)
             try:
                 records.append(_check_record(without_checksum(parse_object(line))))
             except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"line {number_} of {self.path} is damaged: {error}") from error
-        self.records = records
+                raise ValueError(f"line {number_} of {path} is damaged: {error}") from error
+        return records
 
     def missing(self, grid: Grid) -> list[Run]:
         """Return the runs of a grid that are not finished."""
@@ -368,6 +398,21 @@ class Results:
         }
         self._write(record)
 
+    def export(self, path: str | os.PathLike[str], grids: Iterable[Grid]) -> None:
+        """Write the records of some grids to a new file, without names of layers, losses and times.
+
+        Such a file can be passed as `shipped`. It has less than half the size.
+        """
+        kept = ("run", "about", "scores", "n_parameters", "update_norm", "diverged")
+        lines: dict[str, None] = {}
+        for grid in grids:
+            for record in self.of(grid):
+                small = {name: record[name] for name in kept if name in record}
+                if "ranks" in record:
+                    small["ranks"] = list(_ranks_by_layer(record).values())
+                lines[json.dumps(with_checksum(small), separators=(",", ":"))] = None
+        write_text_whole(Path(path), "".join(line + "\n" for line in lines))
+
     def _write(self, record: dict[str, Any]) -> None:
         line = json.dumps(with_checksum(record)).encode() + b"\n"
         # Unbuffered: a buffer would be written at closing even after an error.
@@ -402,9 +447,15 @@ def _check_record(record: dict[str, Any]) -> dict[str, Any]:
             if not is_number(record["scores"].get(part, 0.0)):
                 raise ValueError(f"scores.{part} is {record['scores'][part]!r}; wanted a number")
         check_scale(record["update_norm"], "update_norm")
-        for layer, rank in record["ranks"].items():
+        for layer, rank in _ranks_by_layer(record).items():
             check_count(rank, f"ranks.{layer}", minimum=0)
     return record
+
+
+def _ranks_by_layer(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the ranks of a record's updates by layer; shipped records have lists, without layer names."""
+    ranks = record["ranks"]
+    return {str(i): rank for i, rank in enumerate(ranks)} if isinstance(ranks, list) else ranks
 
 
 @dataclass(frozen=True)
@@ -497,7 +548,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[Row]:
                 scores={r["run"]["seed"]: float(r["scores"]["report"]) for r in rates[best]},
                 selection=means[best],
                 norms={r["run"]["seed"]: float(r["update_norm"]) for r in rates[best]},
-                ranks=[int(rank) for record in rates[best] for rank in record["ranks"].values()],
+                ranks=[int(rank) for record in rates[best] for rank in _ranks_by_layer(record).values()],
             )
         )
     return rows

@@ -82,15 +82,22 @@ def compare_pairs(text: str, differences: npt.ArrayLike, *, unit: float = 1.0, d
     """
     numbers = np.asarray(differences, dtype=np.float64)
     n, mean = len(numbers), float(numbers.mean())
-    error = float(numbers.std(ddof=1) / math.sqrt(n))
-    half = t_quantile(0.5 + _CONFIDENCE / 2, n - 1) * error
-    interval = (mean - half, mean + half)
+    interval = t_interval(numbers)
     low, high = (f"{unit * end:+.{digits}f}" for end in interval)
     measured = f"{unit * mean:+.{digits}f}, 95 % interval {low} to {high}, {n} seeds"
     if interval[0] <= 0 <= interval[1]:
-        detectable = half + t_quantile(_POWER, n - 1) * error
+        error = float(numbers.std(ddof=1) / math.sqrt(n))
+        detectable = interval[1] - mean + t_quantile(_POWER, n - 1) * error
         measured += f"; a difference of {unit * detectable:.{digits}f} would be found in 80 % of such tests"
     return Claim(text, interval[0] > 0, measured, interval)
+
+
+def t_interval(values: npt.ArrayLike) -> tuple[float, float]:
+    """Return the t interval, at the level of the claims, of the mean of at least two values."""
+    numbers = np.asarray(values, dtype=np.float64)
+    n, mean = len(numbers), float(numbers.mean())
+    half = t_quantile(0.5 + _CONFIDENCE / 2, n - 1) * float(numbers.std(ddof=1) / math.sqrt(n))
+    return mean - half, mean + half
 
 
 def t_quantile(probability: float, degrees: int) -> float:
