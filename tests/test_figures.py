@@ -798,7 +798,9 @@ def test_few_shot_results_of_the_default_settings_are_shipped(run_python, tmp_pa
     assert deep_lora_fewshot.SHIPPED.stat().st_size < 300_000
     done = run_python(WITHOUT_TORCH, "--out", tmp_path, check=False)
     if done.returncode and "torch" in done.stderr:
-        pytest.skip("the trainings of the default settings are not finished: results of some runs are missing")
+        pytest.skip(
+            "the trainings of the default settings are not finished: results of some runs are missing"
+        )
     assert "all runs are stored results" in done.stdout
 
 
