@@ -76,6 +76,8 @@ def types(session: nox.Session) -> None:
     """Both type checkers, on the package with all that is optional."""
     session.install(*CONSTRAINTS, *requirements("test"), "pyright[nodejs]")
     session.run("mypy")
+    # What only POSIX systems have (os.pathconf, fcntl, signal masks) has to stand in a branch for them.
+    session.run("mypy", "--platform", "win32")
     session.run("pyright", *session.posargs)
 
 

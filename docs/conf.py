@@ -25,7 +25,7 @@ extensions = [
 ]
 html_theme = "furo"
 html_title = f"dlnfast {release}"
-myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_enable_extensions = ["dollarmath", "amsmath", "tasklist"]
 myst_heading_anchors = 3
 
 autodoc_typehints = "none"
