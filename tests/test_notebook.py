@@ -15,7 +15,8 @@ import pytest
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "talk.ipynb"
 BOOK = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
-CODE = [cell for cell in BOOK["cells"] if cell["cell_type"] == "code"]
+ALL_CODE = [cell for cell in BOOK["cells"] if cell["cell_type"] == "code"]
+CODE = [cell for cell in ALL_CODE if "install" not in cell["metadata"].get("tags", [])]
 OUTPUTS = [output for cell in CODE for output in cell["outputs"]]
 MOST_BYTES = 1_500_000
 
@@ -46,8 +47,21 @@ def run_cells(cells, folder, **variables):
 
 
 def test_every_code_cell_was_run_in_order_and_shows_something():
-    assert [cell["execution_count"] for cell in CODE] == list(range(1, len(CODE) + 1))
+    assert [cell["execution_count"] for cell in ALL_CODE] == list(range(1, len(ALL_CODE) + 1))
     assert all(cell["outputs"] for cell in CODE)
+
+
+def test_the_first_code_cell_installs_on_colab_and_does_nothing_elsewhere(tmp_path):
+    first, *others = ALL_CODE
+    assert tagged(first, "install")
+    assert others == CODE
+    assert first["outputs"] == []
+    assert run_cells([first], tmp_path) == ""
+    colab = (
+        "import subprocess, sys\nsys.modules['google.colab'] = sys\nsubprocess.run = lambda *a, **_: print(a)"
+    )
+    printed = run_cells([{"source": [colab]}, first], tmp_path)
+    assert "'-m', 'pip', 'install', '--quiet', 'dlnfast'" in printed
 
 
 def test_every_code_cell_has_one_picture():

@@ -25,11 +25,10 @@
 // results depend neither on the number of threads nor on the sizes of the caches.
 #pragma once
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <utility>
 
+#include "cache_size.hpp"
 #include "dlnfast/monitor.hpp"
 #include "dlnfast/product.hpp"
 #include "dlnfast/simd.hpp"
@@ -49,15 +48,6 @@ inline constexpr double flops_per_poll =
 // Rows or columns that are packed by one task: 512 bytes, or eight cache lines, of a row of M.
 template <class T>
 inline constexpr Index packed_per_task = 512 / static_cast<Index>(sizeof(T));
-
-// Bytes of a core's second-level cache, or 512 KB where they are not known.
-inline Index second_level_cache() {
-#ifdef _SC_LEVEL2_CACHE_SIZE
-  static const Index bytes = static_cast<Index>(sysconf(_SC_LEVEL2_CACHE_SIZE));
-  if (bytes > 0) return std::clamp<Index>(bytes, Index(256) << 10, Index(2) << 20);
-#endif
-  return Index(512) << 10;
-}
 
 template <class T>
 inline constexpr int tile_cols = tile_vectors * simd::Pack<T>::size;

@@ -69,20 +69,18 @@ class LaneCores {
 
  protected:
   // Access to one lane of a block of n x n entries. Not per size, because it takes no part in a step.
-  __attribute__((noinline)) static void set_lane(T* block, Index n, int lane,
-                                                 const MatrixRef<const T>& m) {
+  DLNFAST_NOINLINE static void set_lane(T* block, Index n, int lane, const MatrixRef<const T>& m) {
     for (Index entry = 0; entry < n * n; ++entry) block[entry * lanes + lane] = T(0);
     for (Index i = 0; i < m.rows; ++i) {
       for (Index j = 0; j < m.cols; ++j) block[(i * n + j) * lanes + lane] = m.row(i)[j];
     }
   }
-  __attribute__((noinline)) static void get_lane(const T* block, Index n, int lane,
-                                                 const MatrixRef<T>& m) {
+  DLNFAST_NOINLINE static void get_lane(const T* block, Index n, int lane, const MatrixRef<T>& m) {
     for (Index i = 0; i < m.rows; ++i) {
       for (Index j = 0; j < m.cols; ++j) m.row(i)[j] = block[(i * n + j) * lanes + lane];
     }
   }
-  __attribute__((noinline)) static double largest_in_lane(const T* block, Index n, int lane) {
+  DLNFAST_NOINLINE static double largest_in_lane(const T* block, Index n, int lane) {
     double largest = 0.0;
     for (Index entry = 0; entry < n * n; ++entry) {
       const double x = std::abs(static_cast<double>(block[entry * lanes + lane]));

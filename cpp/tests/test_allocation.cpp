@@ -4,11 +4,11 @@
 // are very narrow products of large matrices, which are left to Eigen: they pack blocks of their
 // operands on the heap.
 #include <cstddef>
-#include <cstdlib>
 #include <memory>
 #include <new>
 #include <vector>
 
+#include "aligned_memory.hpp"
 #include "check.hpp"
 #include "dlnfast/dense_descent.hpp"
 #include "dlnfast/reduced_descent.hpp"
@@ -20,8 +20,8 @@ long n_allocations = 0;
 
 void* allocate(std::size_t size, std::size_t alignment) {
   if (counting) ++n_allocations;
-  void* p = nullptr;
-  if (posix_memalign(&p, alignment, size > 0 ? size : 1) != 0) throw std::bad_alloc();
+  void* p = check::aligned_memory(size, alignment);
+  if (p == nullptr) throw std::bad_alloc();
   return p;
 }
 
@@ -31,10 +31,10 @@ void* operator new(std::size_t size) { return allocate(size, sizeof(std::max_ali
 void* operator new(std::size_t size, std::align_val_t alignment) {
   return allocate(size, static_cast<std::size_t>(alignment));
 }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t) noexcept { std::free(p); }
-void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p) noexcept { check::aligned_free(p); }
+void operator delete(void* p, std::size_t) noexcept { check::aligned_free(p); }
+void operator delete(void* p, std::align_val_t) noexcept { check::aligned_free(p); }
+void operator delete(void* p, std::size_t, std::align_val_t) noexcept { check::aligned_free(p); }
 
 namespace {
 

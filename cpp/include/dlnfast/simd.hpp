@@ -1,21 +1,16 @@
 // SPDX-License-Identifier: MIT
-// SIMD vectors of the instruction set of this translation unit (GCC and Clang).
+// SIMD vectors of the instruction set of this translation unit (GCC, Clang and clang-cl).
 #pragma once
 
 #include <cstring>
 #include <type_traits>
 #include <utility>
 
+#include "dlnfast/compiler.hpp"
+
 #if defined(__AVX__)
 #include <immintrin.h>
 #endif
-
-// For functions and lambdas whose arguments must stay in registers.
-#define DLNFAST_INLINE __attribute__((always_inline))
-
-// Placed before a loop of constant bounds, up to 32 iterations: unrolls it early enough that arrays
-// indexed by it stay in registers.
-#define DLNFAST_UNROLL _Pragma("GCC unroll 32")
 
 namespace dlnfast::simd {
 

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -61,6 +62,8 @@ _LIMITS: Final = (
 _RESUME: Final = "start it again to resume"
 #: Seconds to wait while another sweep writes the table.
 _PATIENCE: Final = 60.0
+#: Most processes that a pool of `concurrent.futures` can have on Windows.
+_MAX_WINDOWS_WORKERS: Final = 61
 
 
 class _Executor(Protocol):
@@ -435,8 +438,8 @@ def sweep(
     retry_failed : bool
         Whether to run failed and diverged runs again, whatever the reason.
     n_workers : int, optional
-        Processes of the default executor; of another, how many calls it runs at once. By default as many as
-        there are cores.
+        Processes of the default executor (on Windows at most 61); of another, how many calls it runs at once.
+        By default as many as there are cores.
     chunk_seconds : float
         Longest time after the start of a chunk at which its next run may start, in seconds. Choose it large
         where a call takes long to start.
@@ -511,6 +514,8 @@ def sweep(
         # From the whole grid: a resumed sweep uses as many threads, so finished runs count too.
         most_threads = max(1, cores // min(workers, len(unique)))
         workers = max(1, min(workers, len(todo)))
+        if sys.platform == "win32":
+            workers = min(workers, _MAX_WINDOWS_WORKERS)
     sweeping = _Sweep(
         rows=rows,
         total=len(unique),
@@ -812,14 +817,14 @@ class _LocalProcesses:
 @contextlib.contextmanager
 def _block_interrupts() -> Iterator[None]:
     """Block SIGINT, so that processes started here inherit that and Ctrl-C reaches the parent only."""
-    if not hasattr(signal, "pthread_sigmask"):
+    if sys.platform == "win32":
         yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    else:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _limit_threads(setting: str | None, n_threads: int) -> int:

@@ -6,6 +6,7 @@ This module does not depend on executors: a job goes in, a report comes out, and
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -171,7 +172,8 @@ def start(reader: Any) -> None:
 
 
 def _watch(reader: Any) -> None:
-    reader.poll(None)
+    with contextlib.suppress(OSError):  # Windows reports the closed pipe as an error
+        reader.poll(None)
     _stopping.set()
     time.sleep(_GRACE)
     os._exit(1)  # a longer run is abandoned; files appear whole or not at all

@@ -20,6 +20,7 @@ import stat
 import struct
 import sys
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,6 +50,8 @@ _HEADER_BYTES: Final = 10_000
 _BLOCK: Final = 2**20
 #: Number of attempts to remove an unfinished file.
 _ATTEMPTS: Final = 3
+#: Seconds for which Windows is asked to replace a file that another program has open, as virus scanners do.
+_REPLACE_SECONDS: Final = 1.0
 #: Errors that readers raise for archives that are damaged or lack an array.
 ARCHIVE_ERRORS: Final = (
     zipfile.BadZipFile,
@@ -127,7 +130,7 @@ def atomic_path(path: Path, *, durable: bool = False) -> Iterator[Path]:
     IsADirectoryError
         If the path names no file, as ``.`` does, or names a folder and the block wrote a file.
     PermissionError
-        If the folder, or the existing file, is read-only.
+        If the folder, or the existing file, is read-only; on Windows, if a program has that file open.
     OSError
         If the name is too long, or the disk is full.
     """
@@ -150,7 +153,7 @@ def atomic_path(path: Path, *, durable: bool = False) -> Iterator[Path]:
             raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
         else:
             _copy_permissions(target, temporary)
-            temporary.replace(target)
+            _replace_file(temporary, target)
     finally:
         _remove(temporary)
     if durable:
@@ -183,7 +186,7 @@ def _spooled_path(path: Path) -> Iterator[Path]:
         if temporary.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "a folder cannot be written into it", str(path))
         # Append: another process may write to the same regular file through /dev/stdout.
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
         with temporary.open("rb") as source, os.fdopen(descriptor, "wb") as file:
             shutil.copyfileobj(source, file, _BLOCK)
 
@@ -211,10 +214,10 @@ def _check_writable(target: Path) -> None:
 
 def _max_name_bytes(folder: Path) -> int:
     """Return the largest allowed size of a file name."""
-    try:
-        return os.pathconf(folder, "PC_NAME_MAX")
-    except (AttributeError, ValueError, OSError):
-        return 255
+    if sys.platform != "win32":
+        with suppress(ValueError, OSError):
+            return os.pathconf(folder, "PC_NAME_MAX")
+    return 255
 
 
 def _temporary_name(target: Path) -> Path:
@@ -242,6 +245,23 @@ def _copy_permissions(target: Path, temporary: Path) -> None:
     mode = before.st_mode & 0o777
     if now.st_mode & 0o777 != mode:
         temporary.chmod(mode)
+
+
+def _replace_file(temporary: Path, target: Path) -> None:
+    """Give the new file its name. Windows refuses this while any program has the old file open."""
+    if sys.platform != "win32":
+        temporary.replace(target)
+        return
+    deadline = time.monotonic() + _REPLACE_SECONDS
+    while True:
+        try:
+            temporary.replace(target)
+            return
+        except PermissionError as error:
+            if time.monotonic() >= deadline:
+                text = "the existing file is open in a program, which has to close it first"
+                raise PermissionError(errno.EACCES, text, str(target)) from error
+            time.sleep(0.02)
 
 
 def _exchange_folders(temporary: Path, target: Path) -> None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Locks of folders: one object of one process writes to a folder at a time.
 
-The lock is a file in the folder. Its owner holds an ``flock`` on the file, which the operating system frees
-when the process exits for any reason, and removes the file at the end. The file names the owner, for the
-error message of other processes. On file systems without ``flock`` the existence of the file is the lock;
-another process takes it over if the owner is dead.
+The lock is a file in the folder. Its owner holds an ``flock`` on the file (on Windows, a lock on one of its
+bytes), which the operating system frees when the process exits for any reason, and removes the file at the
+end. The file names the owner, for the error message of other processes. On file systems without ``flock`` the
+existence of the file is the lock; another process takes it over if the owner is dead.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ from typing import IO, Any, Final
 
 from .errors import FolderInUseError
 
-if sys.platform != "win32":
+if sys.platform == "win32":
+    import msvcrt
+else:
     import fcntl
 
 #: Name of the lock file.
 LOCK: Final = "owner.lock"
 #: Errors of `flock` on file systems without locks.
 _UNSUPPORTED: Final = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
+#: Byte that is locked on Windows, far behind the name of the owner: no other process can read a locked byte.
+_LOCKED_BYTE: Final = 2**30
 #: Seconds between two attempts to take a lock.
 _POLL: Final = 0.02
 #: Seconds after which the owner of a lock file without a name counts as dead.
@@ -136,7 +140,12 @@ class FolderLock:
         """Remove the lock file while the lock is held."""
         # A file that cannot be removed counts as that of a dead owner: the folder is free.
         with contextlib.suppress(OSError):
-            if _is_same(file, self.path):
+            if sys.platform == "win32":
+                # Open files cannot be removed there: neither by this process, nor once the next owner has it.
+                _unlock_byte(file, msvcrt)
+                file.close()
+                self.path.unlink()
+            elif _is_same(file, self.path):
                 self.path.unlink()
 
     def _remove_dead(self, file: IO[bytes]) -> None:
@@ -186,16 +195,37 @@ def _open(path: Path, mode: str) -> IO[bytes] | None:
 def _flock(file: IO[bytes]) -> bool | None:
     """Try to lock an open file; return whether that worked, None if the file system has no locks."""
     if sys.platform == "win32":
-        return None
+        return _lock_byte(file, msvcrt)
+    else:  # for type checkers, which look at one system at a time
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # some network file systems return EACCES
+            return False
+        except OSError as error:
+            if error.errno in _UNSUPPORTED:
+                return None
+            raise
+        return True
+
+
+def _lock_byte(file: IO[bytes], windows: Any) -> bool | None:
+    """Do what `_flock` does by the module ``msvcrt``, which is the argument."""
+    file.seek(_LOCKED_BYTE)
     try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # some network file systems return EACCES
-        return False
+        windows.locking(file.fileno(), windows.LK_NBLCK, 1)
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EDEADLK):
+            return False
         if error.errno in _UNSUPPORTED:
             return None
         raise
     return True
+
+
+def _unlock_byte(file: IO[bytes], windows: Any) -> None:
+    """Free the lock at once; after closing the file, the system takes its time."""
+    file.seek(_LOCKED_BYTE)
+    windows.locking(file.fileno(), windows.LK_UNLCK, 1)
 
 
 def _is_same(file: IO[bytes], path: Path) -> bool:

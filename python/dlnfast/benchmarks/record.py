@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -84,7 +85,10 @@ def restart_without_caps(module: str) -> None:
     """
     if any(name in os.environ for name in CAPS):
         sys.stdout.flush()
-        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], _remove_caps())
+        command = [sys.executable, "-m", module, *sys.argv[1:]]
+        if sys.platform == "win32":  # a shell would not wait for a program that replaces this one
+            sys.exit(subprocess.call(command, env=_remove_caps()))
+        os.execve(sys.executable, command, _remove_caps())
 
 
 def _remove_caps() -> dict[str, str]:
@@ -94,7 +98,7 @@ def _remove_caps() -> dict[str, str]:
 def run_program(
     program: str, *arguments: object, text: str | None = None, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program in a fresh process, which exits when this one exits or is killed.
+    """Run a program in a fresh process, which exits when this one exits or is killed (not on Windows).
 
     Parameters
     ----------
@@ -112,18 +116,14 @@ def run_program(
     CompletedProcess
         The status, and the output as text.
     """
+    run = partial(subprocess.run, input=text, capture_output=True, text=True, env=environment, check=False)
+    if sys.platform == "win32":  # hands no descriptor over: the program runs to its end
+        return run([sys.executable, "-c", program, *map(str, arguments)])
     # The writing end is closed with this process, by its death too; the watcher then reads the end.
     reader, writer = os.pipe()
     try:
-        return subprocess.run(
-            [sys.executable, "-c", _WATCHER + program, str(reader), *map(str, arguments)],
-            input=text,
-            capture_output=True,
-            text=True,
-            env=environment,
-            pass_fds=(reader,),
-            check=False,
-        )
+        command = [sys.executable, "-c", _WATCHER + program, str(reader), *map(str, arguments)]
+        return run(command, pass_fds=(reader,))
     finally:
         os.close(reader)
         os.close(writer)
@@ -247,11 +247,34 @@ def peak_bytes() -> int:
     # getrusage would count the memory of the parent at the start of this process.
     peak = _status("VmHWM")
     if peak is None:
+        if sys.platform == "win32":
+            return _windows_peak_bytes()
         import resource
 
         unit = 1 if sys.platform == "darwin" else 1024
         peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak
+
+
+def _windows_peak_bytes() -> int:
+    """Return the peak of the working set of this process, as Windows counts it."""
+    import ctypes
+
+    class Counters(ctypes.Structure):
+        _fields_ = (
+            ("size", ctypes.c_uint32),
+            ("page_faults", ctypes.c_uint32),
+            ("peak", ctypes.c_size_t),
+            ("others", ctypes.c_size_t * 7),
+        )
+
+    counters = Counters(size=ctypes.sizeof(Counters))
+    system: Any = ctypes.CDLL("kernel32")
+    system.GetCurrentProcess.restype = ctypes.c_void_p
+    process = ctypes.c_void_p(system.GetCurrentProcess())
+    if not system.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.size):
+        raise OSError("Windows does not report the memory of this process")
+    return int(counters.peak)
 
 
 def forget_peak() -> None:
