@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..torch import ImageData, LayerSubspace, Samples
+    from ..torch import ImageData, LayerSubspace, Samples, Trainer
 
     Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -58,6 +58,8 @@ _KEPT: Final = 0.95
 #: Largest tail of full-batch descent, and largest turn, relative to what they are compared with.
 _TAIL: Final = 0.5
 _TURN: Final = 0.25
+#: Ratio of the ends of a logarithmic axis below which it has numbers between the powers of ten.
+_DECADES: Final = 100
 #: Samples of a batch of the tests, and significant digits of stored spectra.
 _BATCH: Final = 500
 _DIGITS: Final = 6
@@ -72,10 +74,9 @@ QUICK: Final = {
     "vit_depth": 4,
     "vit_heads": 4,
     "vit_learning_rate": 1e-3,
-    "epochs": 10,
+    "epochs": 20,
     "batch_size": 25,
     "full_steps": 400,
-    "full_rate": 2.0,
     "runs": 2,
 }
 QUICK_TAKES: Final = "in some minutes"
@@ -199,122 +200,129 @@ def _make_network(settings: Settings, family: str, data: ImageData, seed: int) -
     return makers[family]().to(settings.device)
 
 
+@dataclass(frozen=True)
+class _Case:
+    """A network at its start, its images and its seed."""
+
+    family: str
+    start: torch.nn.Module
+    train: Samples
+    test: Samples
+    n_classes: int
+    seed: int
+
+
 def _train(settings: Settings, family: str, data: ImageData, seed: int) -> dict[str, Any]:
     """Train a network by mini-batches, on shuffled labels, and by full batches; measure its changes."""
     import torch
 
-    from ..torch import Samples, subspace_report
+    from ..torch import Samples
 
     train, test = data.train, data.test
     if family == "linear":
         train, test = (Samples(part.inputs.flatten(1), part.labels) for part in (train, test))
-    start = _make_network(settings, family, data, seed)
+    case = _Case(family, _make_network(settings, family, data, seed), train, test, data.n_classes, seed)
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))
-    models, trainings = {}, {}
-    models["mini"], trainings["mini"] = _train_once(settings, family, start, train, test, seed)
-    shuffled = Samples(train.inputs, train.labels[order])
-    models["shuffled"], trainings["shuffled"] = _train_once(settings, family, start, shuffled, test, seed)
-    models["full"], trainings["full"] = _train_once(
-        settings, family, start, train, test, seed, loss=trainings["mini"]["loss"]
-    )
-    n_classes = data.n_classes
-    few = (n_classes, 2 * n_classes)
-    reports = {}
-    for name, ranks in {"mini": (1, n_classes // 2, *few, 4 * n_classes), "full": few}.items():
-        report = subspace_report(
-            models[name],
-            start,
-            rank=n_classes,
-            layers="penultimate",
-            ranks=ranks,
-            evaluate=lambda model: _mark_correct(model, test),
-            shuffled=models["shuffled"],
-            seed=seed,
-        )
-        ((layer, reports[name]),) = report.layers.items()
-    first = _read_matrix(start)
+    shuffled = replace(case, train=Samples(train.inputs, train.labels[order]))
+    found = {
+        "mini": _train_once(settings, case),
+        "shuffled": _train_once(settings, shuffled),
+    }
+    found["full"] = _train_once(settings, case, loss=found["mini"][1]["loss"])
+    models = {name: model for name, (model, _) in found.items()}
+    first = _read_matrix(case.start)
     norm = float(np.linalg.norm(_read_matrix(models["mini"]) - first))
     rows, columns = first.shape
     noise = np.random.default_rng(seed).standard_normal((rows, columns))
     noise *= norm / float(np.linalg.norm(noise))
-    run = {
-        "seed": seed,
-        "trainings": trainings,
-        "random": _describe_change(noise, n_classes),
-        "relative_change": norm / float(np.linalg.norm(first)),
-        "reports": {name: _read_report(found) for name, found in reports.items()},
-    }
+    reports = {name: _report(case, models[name], models["shuffled"], name) for name in ("mini", "full")}
     return {
-        "layer": layer,
+        "layer": reports["mini"].name,
         "shape": [rows, columns],
-        "n_classes": n_classes,
+        "n_classes": data.n_classes,
         "n_images": len(train.labels),
-        "n_parameters": sum(p.numel() for p in start.parameters()),
-        "run": run,
+        "n_parameters": sum(p.numel() for p in case.start.parameters()),
+        "run": {
+            "seed": seed,
+            "trainings": {name: record for name, (_, record) in found.items()},
+            "random": _describe_change(noise, data.n_classes),
+            "relative_change": norm / float(np.linalg.norm(first)),
+            "reports": {name: _read_report(report) for name, report in reports.items()},
+        },
     }
 
 
 def _train_once(
-    settings: Settings,
-    family: str,
-    start: torch.nn.Module,
-    train: Samples,
-    test: Samples,
-    seed: int,
-    *,
-    loss: float | None = None,
+    settings: Settings, case: _Case, *, loss: float | None = None
 ) -> tuple[torch.nn.Module, dict[str, Any]]:
     """Train a copy of a network by mini-batches or, if `loss` is given, by full batches down to this loss."""
-    from ..torch import OptimizerOptions, ScheduleOptions, Trainer
-
     began = time.perf_counter()
-    model = copy.deepcopy(start)
-    is_full = loss is not None
-    rate = getattr(settings, f"{family}_learning_rate") * (settings.full_rate if is_full else 1.0)
-    trainer = Trainer(
-        model,
-        loss="squared" if family == "linear" else "cross_entropy",
-        optimizer=OptimizerOptions(
-            settings.vit_optimizer if family == "vit" else "sgd", momentum=settings.momentum
-        ),
-        learning_rate=rate,
-        schedule="constant" if is_full else ScheduleOptions("cosine"),
-        epochs=settings.full_steps if is_full else settings.epochs,
-        batch_size=len(train.labels) if is_full else settings.batch_size,
-        seed=seed,
-    )
-    first = _read_matrix(start)
-    n_top = 2 * _count_classes(train)
+    trainer = _make_trainer(settings, case, is_full=loss is not None)
+    first = _read_matrix(case.start)
     trace: dict[str, list[float]] = {"epoch": [], "loss": [], "outside": []}
 
     def after_epoch(done: int) -> bool:
-        if is_full and done % settings.full_every:
+        if loss is not None and done % settings.full_every:
             return False
-        current = trainer.evaluate(*train, batch_size=_BATCH).loss
-        values = np.linalg.svd(_read_matrix(model) - first, compute_uv=False)
+        current = trainer.evaluate(*case.train, batch_size=_BATCH).loss
+        values = np.linalg.svd(_read_matrix(trainer.model) - first, compute_uv=False)
         trace["epoch"].append(done)
         trace["loss"].append(current)
-        trace["outside"].append(1 - measures.energy_share(values, n_top))
+        trace["outside"].append(1 - measures.energy_share(values, 2 * case.n_classes))
         return loss is not None and current <= loss
 
-    trainer.fit(*train, after_epoch=after_epoch)
-    reached = trainer.evaluate(*train, batch_size=_BATCH)
-    epochs = len(trainer.history.loss)
+    history = trainer.fit(*case.train, after_epoch=after_epoch)
+    reached = trainer.evaluate(*case.train, batch_size=_BATCH)
+    steps_per_epoch = -(-len(case.train.labels) // trainer.batch_size)
     record = {
-        **_describe_change(_read_matrix(model) - first, _count_classes(train)),
+        **_describe_change(_read_matrix(trainer.model) - first, case.n_classes),
         "loss": reached.loss,
         "is_matched": loss is None or reached.loss <= loss,
         "train_accuracy": reached.accuracy,
-        "test_accuracy": trainer.evaluate(*test, batch_size=_BATCH).accuracy,
-        "steps": epochs if is_full else epochs * -(-len(train.labels) // settings.batch_size),
+        "test_accuracy": trainer.evaluate(*case.test, batch_size=_BATCH).accuracy,
+        "steps": len(history.loss) * steps_per_epoch,
         "trace": trace,
         "seconds": time.perf_counter() - began,
     }
-    return model, record
+    return trainer.model, record
 
 
-def _count_classes(samples: Samples) -> int:
-    return int(samples.labels.max()) + 1
+def _make_trainer(settings: Settings, case: _Case, *, is_full: bool) -> Trainer:
+    """Return the trainer of a copy of the network."""
+    from ..torch import OptimizerOptions, ScheduleOptions, Trainer
+
+    rate: float = getattr(settings, f"{case.family}_learning_rate")
+    return Trainer(
+        copy.deepcopy(case.start),
+        loss="squared" if case.family == "linear" else "cross_entropy",
+        optimizer=OptimizerOptions(
+            settings.vit_optimizer if case.family == "vit" else "sgd", momentum=settings.momentum
+        ),
+        learning_rate=rate * (settings.full_rate if is_full else 1.0),
+        schedule=ScheduleOptions("constant" if is_full else "cosine"),
+        epochs=settings.full_steps if is_full else settings.epochs,
+        batch_size=len(case.train.labels) if is_full else settings.batch_size,
+        seed=case.seed,
+    )
+
+
+def _report(case: _Case, model: torch.nn.Module, shuffled: torch.nn.Module, training: str) -> LayerSubspace:
+    """Return the report on the penultimate layer: at K and 2K, and for mini-batches at further ranks."""
+    from ..torch import subspace_report
+
+    few = (case.n_classes, 2 * case.n_classes)
+    report = subspace_report(
+        model,
+        case.start,
+        rank=case.n_classes,
+        layers="penultimate",
+        ranks=few if training == "full" else (1, case.n_classes // 2, *few, 4 * case.n_classes),
+        evaluate=lambda trained: _mark_correct(trained, case.test),
+        shuffled=shuffled,
+        seed=case.seed,
+    )
+    (layer,) = report.layers.values()
+    return layer
 
 
 def _read_matrix(model: torch.nn.Module) -> Array:
@@ -344,7 +352,7 @@ def _describe_change(change: Array, n_classes: int) -> dict[str, Any]:
         "values": [float(f"{value:.{_DIGITS}g}") for value in values],
         "energy": [measures.energy_share(values, k) for k in (n_classes, 2 * n_classes)],
         "noise_edge": measures.noise_edge(change.shape, variance),
-        "above_noise": measures.rank_above_noise(change),
+        "above_noise": measures.rank_above_noise(change, variance),
     }
 
 
@@ -526,8 +534,8 @@ def draw(settings: Settings, result: Result) -> Figure:
             for k in (n_classes, 2 * n_classes):
                 place = k + 0.5 if name == "spectrum" else k
                 ax.axvline(place, color="#333333", linewidth=0.8, linestyle=":")
-        row[0].set_ylim(bottom=1e-4)
-        row[1].set_ylim(bottom=1e-3)
+        row[0].set_ylim(1e-4, 2)
+        row[1].set_ylim(1e-3, 200)
         _draw_accuracy(row[2], panels["accuracy"], record)
         _draw_traces(row[3], record)
         shape = " x ".join(map(str, record["shape"]))
@@ -576,9 +584,11 @@ def _draw_traces(ax: Axes, record: Mapping[str, Any]) -> None:
             ax.plot(trace["loss"], outside, color=colour, linewidth=1.1)
     ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     for axis in (ax.xaxis, ax.yaxis):
+        low, high = axis.get_view_interval()
+        if high < _DECADES * low:  # powers of ten alone would leave the axis without numbers
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(FormatStrFormatter("%g"))
         axis.set_minor_formatter(NullFormatter())
     ax.invert_xaxis()
     ax.set_xlabel("training loss, falling")
