@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from dlnfast.cli import main  # noqa: E402
 from dlnfast.figures._claims import Claim, falls_geometrically, rises_then_saturates  # noqa: E402
 
 PER_CLASS = 12
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
 def draw_class_images(shape, per_class, seed):
@@ -255,6 +257,17 @@ def test_projection_heads_trains_an_mlp_too(tmp_path, image_folder):
     found = run_figure(tmp_path, "projection-heads", *options, "--data", str(image_folder))["numbers"]
     # The classes of these images are easy.
     assert min(head["source_train_accuracy"] for run in found["runs"] for head in run["heads"]) > 0.5
+
+
+@pytest.mark.parametrize("name", ["penultimate-spectra", "projection-heads"])
+def test_stored_results_of_the_documentation_can_be_read(name):
+    path = RESULTS / f"{name}.json"
+    module = figures.load(name)
+    result = module.compute(figures.make_settings(module.Settings, {"results": str(path)}))
+    runs = result.numbers.get("runs") or result.numbers["families"]["mlp"]["runs"]
+    assert [run["seed"] for run in runs] == list(range(len(runs)))
+    assert all(claim["interval"][0] <= claim["interval"][1] for claim in result.numbers["claims"])
+    assert module.details(None, result)
 
 
 def test_classes_of_a_part_are_counted_from_zero():

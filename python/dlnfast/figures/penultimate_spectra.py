@@ -60,6 +60,8 @@ _TAIL: Final = 0.5
 _TURN: Final = 0.25
 #: Ratio of the ends of a logarithmic axis below which it has numbers between the powers of ten.
 _DECADES: Final = 100
+#: Least range of the axis of accuracies in percentage points, so that small differences look small.
+_LEAST_RANGE: Final = 6.0
 #: Samples of a batch of the tests, and significant digits of stored spectra.
 _BATCH: Final = 500
 _DIGITS: Final = 6
@@ -423,7 +425,7 @@ def _displays(record: Mapping[str, Any]) -> dict[str, LineDisplay]:
             range(1, n),
             outside,
             x_label="number $k$ of singular values",
-            y_label="energy outside of the $k$ largest [%]",
+            y_label="energy outside of these [%]",
             log_y=True,
         ),
         "accuracy": LineDisplay(
@@ -525,7 +527,7 @@ def draw(settings: Settings, result: Result) -> Figure:
 
     del settings
     families = result.numbers["families"]
-    figure = Figure(figsize=(17.0, 3.5 * len(families) + 1.0), layout="constrained")
+    figure = Figure(figsize=(15.0, 3.1 * len(families) + 0.8), layout="constrained")
     rows = figure.subplots(len(families), 4, squeeze=False)
     for row, (family, record) in zip(rows, families.items(), strict=True):
         panels, n_classes = result.displays[family], record["n_classes"]
@@ -539,7 +541,7 @@ def draw(settings: Settings, result: Result) -> Figure:
         _draw_accuracy(row[2], panels["accuracy"], record)
         _draw_traces(row[3], record)
         shape = " x ".join(map(str, record["shape"]))
-        row[0].set_title(f"{_FAMILIES[family][0]}: {record['layer']}, {shape}", fontsize=11)
+        row[0].set_title(f"{_FAMILIES[family][0]}: {record['layer']}, {shape}", fontsize=10)
     _add_legend(figure)
     set_title(figure, "Changes of penultimate weights: mini-batches, full batches and controls")
     return figure
@@ -567,6 +569,9 @@ def _draw_accuracy(ax: Axes, display: LineDisplay, record: Mapping[str, Any]) ->
     for colour, name in zip(_COLOURS, ("mini", "full"), strict=False):
         whole = 100 * _read(record, name, "test_accuracy").mean()
         ax.axhline(whole, color=colour, linewidth=1.0, linestyle=":")
+    low, high = ax.get_ylim()
+    room = max(_LEAST_RANGE - (high - low), 0.0) / 2
+    ax.set_ylim(low - room, high + room)
     ax.set_xticks(range(len(display.x)), [f"{k:.0f}" for k in display.x])
     ax.set_xlabel(display.x_label)
     ax.set_ylabel(display.y_label)
@@ -592,7 +597,7 @@ def _draw_traces(ax: Axes, record: Mapping[str, Any]) -> None:
         axis.set_minor_formatter(NullFormatter())
     ax.invert_xaxis()
     ax.set_xlabel("training loss, falling")
-    ax.set_ylabel("energy outside of $2K$ directions [%]")
+    ax.set_ylabel("energy outside of $2K$ [%]")
     ax.grid(alpha=0.25)
 
 
