@@ -257,7 +257,7 @@ def _displays(
             {ours: ends.mean(axis=1), "published": np.subtract(others, first)},
             spread={ours: (ends[:, 1] - ends[:, 0]) / 2},
             x_label=x_label,
-            y_label="accuracy less that with 1 layer [points]",
+            y_label=f"gain in accuracy over a head of {layers[0]} [points]",
         ),
     }
 
@@ -300,13 +300,16 @@ def draw(settings: Settings, result: Result) -> Figure:
     for ax, name in zip(axes, ("compression", "transfer", "difference"), strict=True):
         _draw_panel(ax, result.displays[name])
     axes[2].axhline(0, color="#333333", linewidth=0.8)
+    lines, labels = axes[1].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     set_title(figure, "Projection heads: collapse of the features before the head, and transfer")
     return figure
 
 
 def _draw_panel(ax: Axes, display: LineDisplay) -> None:
-    display.plot(ax, colors=(COLOURS[0], "#777777"), marker="o", markersize=5)
+    display.plot(ax, colors=(COLOURS[0], "#777777"), marker="o", markersize=5, legend=False)
     ax.set_xticks(display.x)
+    ax.margins(x=0.08)
 
 
 def details(settings: Settings, result: Result) -> str:
