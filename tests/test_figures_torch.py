@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from dlnfast.cli import main  # noqa: E402
 from dlnfast.figures._claims import Claim, falls_geometrically, rises_then_saturates  # noqa: E402
 
 PER_CLASS = 12
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
 def draw_class_images(shape, per_class, seed):
@@ -105,26 +107,177 @@ def test_role_of_depth_writes_its_numbers(tmp_path, image_folder):
     assert "Fashion-MNIST, 1 nonlinear: depth improves compression" in texts
 
 
-def test_penultimate_spectra_writes_its_numbers(tmp_path, image_folder):
-    options = [*SMALL, "--width", "40", "--vgg", "vgg11", "--vgg-width", "0.1", "--epochs", "6"]
-    options += ["--vit-dim", "32", "--vit-depth", "2", "--vit-heads", "2", "--vit-patch", "16"]
-    options += ["--records", "5", "--batch-size", "30", "--data", str(image_folder)]
-    found = run_figure(tmp_path, "penultimate-spectra", *options)["numbers"]
+SMALL_SPECTRA = [*SMALL, "--width", "40", "--vgg", "vgg11", "--vgg-width", "0.1", "--epochs", "4"]
+SMALL_SPECTRA += ["--vit-dim", "32", "--vit-depth", "2", "--vit-heads", "2", "--vit-patch", "16"]
+SMALL_SPECTRA += ["--batch-size", "30", "--full-steps", "10", "--runs", "2"]
+
+
+@pytest.fixture(scope="module")
+def penultimate_spectra(tmp_path_factory, image_folder):
+    """Folder and numbers of a small penultimate-spectra."""
+    folder = tmp_path_factory.mktemp("spectra")
+    found = run_figure(folder, "penultimate-spectra", *SMALL_SPECTRA, "--data", str(image_folder))
+    return folder, found["numbers"]
+
+
+def test_penultimate_spectra_writes_its_numbers(penultimate_spectra):
+    _, found = penultimate_spectra
     shapes = {family: record["shape"] for family, record in found["families"].items()}
     assert shapes == {"linear": [40, 40], "mlp": [40, 40], "vgg": [51, 51], "vit": [32, 128]}
     for family, record in found["families"].items():
-        assert record["n_top"] == 20
-        values, control = (np.array(record[f"{name} values"]) for name in ("change", "control"))
-        assert np.linalg.norm(values) == pytest.approx(np.linalg.norm(control))
-        assert record["change energy"] == pytest.approx(np.sum(values[:20] ** 2) / np.sum(values**2))
-        assert record["change energy"] > record["control energy"]
-        assert record["change count"] == np.sum(values > 0.05 * values[0])
-        # The last tracked values are those of the final weights; float32 compared with float64.
-        assert record["energy_over_time"][-1] == pytest.approx(record["change energy"], rel=1e-4)
-        assert len(found["panels"][family]["energy in the largest 2K"]["x"]) == len(
-            record["energy_over_time"]
-        )
-    assert len(found["claims"]) == 12
+        assert [run["seed"] for run in record["runs"]] == [0, 1]
+        for run in record["runs"]:
+            mini, full = (run["trainings"][name] for name in ("mini", "full"))
+            values = np.array(mini["values"])
+            expected = [np.sum(values[:k] ** 2) / np.sum(values**2) for k in (10, 20)]
+            # Spectra are stored with six digits.
+            np.testing.assert_allclose(mini["energy"], expected, rtol=0, atol=1e-5)
+            # Values within rounding errors of zero, of a matrix of low rank, do not count.
+            edge = max(mini["noise_edge"], 1e-10 * values[0])
+            assert mini["above_noise"] == np.sum(values > edge), family
+            assert np.linalg.norm(values) == pytest.approx(np.linalg.norm(run["random"]["values"]), rel=1e-5)
+            assert run["random"]["above_noise"] == 0
+            assert mini["energy"][1] > run["random"]["energy"][1]
+            # The last entry of the trace is the end of the training.
+            assert mini["trace"]["outside"][-1] == pytest.approx(1 - mini["energy"][1], abs=1e-12)
+            assert mini["trace"]["loss"][-1] == pytest.approx(mini["loss"])
+            assert mini["steps"] == 4 * 4
+            assert full["steps"] == (full["trace"]["epoch"][-1] if full["is_matched"] else 10)
+            assert full["is_matched"] == (full["loss"] <= mini["loss"])
+            report = run["reports"]["mini"]
+            assert report["scores"][-1] == pytest.approx(mini["test_accuracy"], abs=0.01)
+            assert report["scores_without"][0] is None
+    assert len(found["claims"]) == 4 * 6
+    for claim in found["claims"]:
+        assert claim["verdict"] in ("shown", "refuted", "not decided")
+        assert len(claim["interval"]) == 2
+
+
+def test_penultimate_spectra_compares_tails_seed_by_seed(penultimate_spectra):
+    _, found = penultimate_spectra
+    tails = {
+        name: np.array([1 - run["trainings"][name]["energy"][1] for run in found["families"]["mlp"]["runs"]])
+        for name in ("mini", "shuffled", "full")
+    }
+    claims = {claim["text"].split(",")[0]: claim for claim in found["claims"]}
+    for text, differences in {
+        "MLP: 20 directions hold more of the change than with shuffled labels": tails["shuffled"]
+        - tails["mini"],
+        "MLP: full batches leave less than half the energy outside of 20 directions": tails["mini"] / 2
+        - tails["full"],
+    }.items():
+        assert np.mean(claims[text]["interval"]) == pytest.approx(np.mean(differences), abs=1e-12)
+    panel = found["panels"]["mlp"]["energy"]
+    assert panel["curves"]["mini-batches"][19] == pytest.approx(100 * np.mean(tails["mini"]), abs=1e-3)
+
+
+def test_results_of_penultimate_spectra_are_drawn_again(penultimate_spectra, tmp_path):
+    folder, found = penultimate_spectra
+    options = ["--results", str(folder / "penultimate-spectra.json"), "--data", "/nowhere"]
+    assert run_figure(tmp_path, "penultimate-spectra", *options)["numbers"] == found
+
+
+def test_networks_of_penultimate_spectra_have_their_published_sizes():
+    from dlnfast.figures import penultimate_spectra
+    from dlnfast.torch import ImageData, Samples, weight_matrices
+
+    images = Samples(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]))
+    data = ImageData(images, images, (0.0,) * 3, (1.0,) * 3)
+    settings = penultimate_spectra.Settings(device="meta")
+    sizes = {}
+    with torch.device("meta"):
+        for family in ("vgg", "vit"):
+            model = penultimate_spectra._make_network(settings, family, data, seed=0)
+            (matrix,) = weight_matrices(model, "penultimate")
+            sizes[family] = (matrix.shape, sum(p.numel() for p in model.parameters()))
+    # VGG-16 with batch norm and one hidden linear layer; ViT-B for images of 32 x 32 in patches of 8 x 8.
+    n_blocks = 12 * (4 * (768**2 + 768) + 2 * 4 * 768**2 + 5 * 768 + 4 * 768)
+    n_patches, n_tokens, n_ends = 3 * 8 * 8 * 768 + 768, 18 * 768, 2 * 768 + 10 * 768 + 10
+    n_convolutions = 14_714_688  # arXiv 1409.1556, configuration D
+    n_norms = 2 * (2 * 64 + 2 * 128 + 3 * 256 + 6 * 512)
+    assert sizes["vgg"] == ((512, 512), n_convolutions + n_norms + 512**2 + 512 + 10 * 512 + 10)
+    assert sizes["vit"] == ((768, 4 * 768), n_blocks + n_patches + n_tokens + n_ends)
+
+
+SMALL_HEADS = ["--layers", "1", "3", "--per-class", str(PER_CLASS), "--test-per-class", str(PER_CLASS)]
+SMALL_HEADS += ["--vgg-width", "0.1", "--epochs", "5", "--batch-size", "20", "--runs", "2"]
+
+
+@pytest.fixture(scope="module")
+def projection_heads(tmp_path_factory, image_folder):
+    """Folder and numbers of a small projection-heads."""
+    folder = tmp_path_factory.mktemp("heads")
+    found = run_figure(folder, "projection-heads", *SMALL_HEADS, "--data", str(image_folder))
+    return folder, found["numbers"]
+
+
+def test_projection_heads_writes_its_numbers(projection_heads):
+    _, found = projection_heads
+    first, second = found["runs"]
+    assert (first["seed"], second["seed"]) == (0, 1)
+    assert first["source"] != second["source"]
+    for run in found["runs"]:
+        assert len(set(run["source"])) == 5
+        assert [head["layers"] for head in run["heads"]] == [1, 3]
+        for head in run["heads"]:
+            assert head["compression"] > 0
+            assert all(0 <= head[name] <= 1 for name in ("transfer", "source_test_accuracy"))
+    transfer = np.array([[head["transfer"] for head in run["heads"]] for run in found["runs"]])
+    (curve,) = (c for label, c in found["panels"]["transfer"]["curves"].items() if label != "published")
+    np.testing.assert_allclose(curve, 100 * transfer.mean(axis=0))
+    assert found["panels"]["transfer"]["curves"]["published"] == pytest.approx([60.1, 65.6])
+    collapse, gain = found["claims"]
+    assert np.mean(gain["interval"]) == pytest.approx(np.mean(transfer[:, 1] - transfer[:, 0]))
+    logs = np.log10([[head["compression"] for head in run["heads"]] for run in found["runs"]])
+    assert np.mean(collapse["interval"]) == pytest.approx(np.mean(logs[:, 1] - logs[:, 0]))
+
+
+def test_results_of_projection_heads_are_drawn_again(projection_heads, tmp_path):
+    folder, found = projection_heads
+    options = ["--results", str(folder / "projection-heads.json"), "--data", "/nowhere"]
+    assert run_figure(tmp_path, "projection-heads", *options)["numbers"] == found
+
+
+@pytest.mark.parametrize(("trunk", "expected"), [("vgg", [1, 4]), ("mlp", [4, 7])])
+def test_heads_share_their_trunk_and_differ_in_depth(trunk, expected):
+    from dlnfast.figures import projection_heads
+
+    settings = projection_heads.Settings(trunk=trunk, vgg_width=0.1, width=20, depth=3)
+    models = [projection_heads._make_network(settings, count, seed=3) for count in (1, 4)]
+    (one, layer), (four, other) = models
+    assert layer == other
+    last = [list(dict(model.named_modules())[layer].parameters()) for model in (one, four)]
+    assert all(torch.equal(a, b) for a, b in zip(*last, strict=True))
+    linear = [sum(isinstance(m, torch.nn.Linear) for m in model.modules()) for model in (one, four)]
+    assert linear == expected
+
+
+def test_projection_heads_trains_an_mlp_too(tmp_path, image_folder):
+    options = [*SMALL_HEADS, "--trunk", "mlp", "--width", "20", "--depth", "2", "--probe", "ridge"]
+    found = run_figure(tmp_path, "projection-heads", *options, "--data", str(image_folder))["numbers"]
+    # The classes of these images are easy.
+    assert min(head["source_train_accuracy"] for run in found["runs"] for head in run["heads"]) > 0.5
+
+
+@pytest.mark.parametrize("name", ["penultimate-spectra", "projection-heads"])
+def test_stored_results_of_the_documentation_can_be_read(name):
+    path = RESULTS / f"{name}.json"
+    module = figures.load(name)
+    result = module.compute(figures.make_settings(module.Settings, {"results": str(path)}))
+    runs = result.numbers.get("runs") or result.numbers["families"]["mlp"]["runs"]
+    assert [run["seed"] for run in runs] == list(range(len(runs)))
+    assert all(claim["interval"][0] <= claim["interval"][1] for claim in result.numbers["claims"])
+    assert module.details(None, result)
+
+
+def test_classes_of_a_part_are_counted_from_zero():
+    from dlnfast.figures.projection_heads import _choose
+    from dlnfast.torch import Samples
+
+    samples = Samples(torch.arange(6.0)[:, None], torch.tensor([4, 1, 7, 4, 0, 7]))
+    kept = _choose(samples, np.array([4, 7]))
+    assert kept.inputs[:, 0].tolist() == [0, 2, 3, 5]
+    assert kept.labels.tolist() == [0, 1, 0, 1]
 
 
 RATES = ["--learning-rates", "0.001", "0.003", "--rate-runs", "1", "--batch-size", "40"]
@@ -299,7 +452,12 @@ assert main(["figure", "penultimate-spectra", "--out", sys.argv[1]]) == 2
         ("efficient-training", ["--every", "0"], "every is 0"),
         ("low-rank-mlp", ["--ranks", "600"], "ranks[0] is 600"),
         ("low-rank-mlp", ["--results", "/nowhere"], "/nowhere"),
-        ("penultimate-spectra", ["--records", "0"], "records is 0"),
+        ("penultimate-spectra", ["--full-steps", "0"], "full_steps is 0"),
+        ("penultimate-spectra", ["--full-rate", "0"], "full_rate is 0"),
+        ("penultimate-spectra", ["--runs", "1"], "runs is 1"),
+        ("projection-heads", ["--layers", "0"], "layers[0] is 0"),
+        ("projection-heads", ["--source-classes", "1"], "source_classes is 1"),
+        ("projection-heads", ["--runs", "1"], "runs is 1"),
         ("deep-lora-teacher", ["--ranks", "4", "65"], "ranks[1] is 65"),
         ("deep-lora-teacher", ["--rate-rank", "1"], "rate_rank is 1"),
         ("deep-lora-teacher", ["--final-rate", "2"], "final_rate is 2"),

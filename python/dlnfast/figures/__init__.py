@@ -65,6 +65,7 @@ FIGURES: Final = {
     "sensing-compressed": "matrix sensing by narrow networks: relative error against iterations and time",
     "mlp-vs-hybrid": "features of an MLP and of a network with linear deep layers, on CIFAR-10",
     "role-of-depth": "probes, compression and test accuracy of networks with more and more layers",
+    "projection-heads": "collapse and transfer of features pretrained with heads of one to five layers",
     "penultimate-spectra": "the change of the penultimate weight in the training of four kinds of networks",
     "efficient-training": "accuracy over training time of an MLP with plain, deep and compressed layers",
     "compression": "accuracy over parameters of networks compressed to low rank, or pruned",
