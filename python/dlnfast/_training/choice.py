@@ -94,18 +94,16 @@ def _choose_for_implicit_weights(
     found = space.assumptions
     if not found.hold:
         raise AssumptionError(_assumption_text(found))
-    return Certificate("reduced", f"the closure holds in distribution, {found.describe_dims()}", found), space
+    return Certificate(
+        "reduced", f"the closure holds for lazily sampled weights, {found.describe_dims()}", found
+    ), space
 
 
 def _assumption_text(assumptions: Assumptions) -> str:
     lines = [
-        f"{check.text} (limit {check.limit:.1e}"
-        + (
-            f"; a reduced run would be wrong by about {check.expected_error:.1e}"
-            if check.expected_error
-            else ""
-        )
-        + f"); {check.remedy}"
+        check.text
+        + (f" (expected error of a reduced run {check.expected_error:.1e})" if check.expected_error else "")
+        + f"; {check.remedy}"
         for check in assumptions.failures
     ]
     return "engine='reduced' does not hold here. " + " | ".join(lines)
