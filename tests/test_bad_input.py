@@ -454,6 +454,13 @@ def test_other_rules_have_no_adaptive_rate():
         train_small(optimizer="nesterov", learning_rate="adaptive", engine="dense")
 
 
+@pytest.mark.parametrize("rule", ["muon", "spectral-sign", "shampoo"])
+def test_rules_that_rescale_the_gradient_have_no_automatic_rate(rule):
+    with pytest.raises(ValueError, match=f"learning_rate is \"auto\" and optimizer is '{rule}'"):
+        train_small(optimizer=rule, learning_rate="auto")
+    train_small(optimizer="nesterov", learning_rate="auto", momentum=0.9)
+
+
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "momentum"])
 def test_rates_for_steps_are_schedules(name):
     """A list has one number per layer; an array of steps and layers gets an error that names `Schedule`."""

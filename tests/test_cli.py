@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from dlnfast._commands import train as train_command
 from dlnfast._config import finetuning, spec
 from dlnfast._config.runs import write_json
 from dlnfast._problem.low_rank import as_dense
+from dlnfast._weights import initial
 from dlnfast.cli import main
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -274,6 +277,7 @@ def test_an_interrupted_run_is_saved(recovery_file, tmp_path, capsys, monkeypatc
         ("weights.init=magic", "weights.init is 'magic'; wanted one of \"orthogonal\""),
         ("weights.widths=[16, 16]", "weights has both of depth and widths"),
         ("weights.depth=0", "weights.depth is 0; wanted an integer of at least 1"),
+        ("weights.implicit=1", "weights.implicit is 1; wanted true or false"),
         ("weights.scale=[]", "weights.scale is []; wanted a number, or a list with one per layer"),
         ("weights.scale=[0.5, 0.5]", "scale (eps) has 2 values"),
         ("train.learning_rate=fast", "train.learning_rate is 'fast'; wanted a number"),
@@ -385,6 +389,35 @@ def test_info_describes_the_build(capsys):
         assert word in printed
 
 
+def test_lazily_sampled_weights_train_at_any_width(recovery_file, tmp_path, capsys):
+    changes = ["--set", "problem.dim=20_000", "weights.implicit=true"]
+    summary, run = run_train_command(recovery_file, tmp_path / "out", *changes)
+    weights = dln.orthogonal([20_000] * 4, 0.5, implicit=True)
+    record = dln.Record(every=10)
+    wanted = dln.train(dln.low_rank_recovery(20_000, 2), weights, learning_rate=5.0, steps=40, record=record)
+    np.testing.assert_array_equal(run.loss, wanted.loss)
+    assert summary["spec"]["weights"]["implicit"] is True
+
+    command = ["train", str(recovery_file), "--out", str(tmp_path / "no"), *changes, "weights.init=gaussian"]
+    assert main(command) == 2
+    assert "weights.implicit is true but weights.init is 'gaussian'" in capsys.readouterr().err
+
+
+def test_layers_that_do_not_fit_into_memory_are_an_error_with_a_remedy(
+    recovery_file, tmp_path, capsys, monkeypatch
+):
+    def allocate(rows, columns, generator):
+        raise MemoryError("Unable to allocate 74.5 GiB")
+
+    monkeypatch.setattr(initial, "haar", allocate)
+    assert main(["train", str(recovery_file), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "dlnfast: layers of width 16 do not fit into memory (Unable to allocate 74.5 GiB)"
+    )
+    assert "implicit=True" in error
+
+
 def test_help_lists_every_setting(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
@@ -402,6 +435,8 @@ def test_help_lists_every_setting(capsys):
             assert rule.wanted in line
             assert ("required" in line) == rule.required
     assert "  steps            an integer; required\n" in printed
+    example = textwrap.dedent(printed.partition("A complete SPEC.toml:\n")[2].partition("\nThe sections")[0])
+    assert spec.check_spec(tomllib.loads(example)).train["steps"] == 50
     assert '  engine           one of "auto", "reduced", "dense", "torch"; default "auto"\n' in printed
 
 

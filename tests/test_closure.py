@@ -596,7 +596,8 @@ def test_the_report_describes_every_assumption():
         "input_gram (S) is the identity",
         "weights[2] (W_3) is a scaled isometry",
         "residuals: forward",
-        f"outside: multiplicity {DIM - 2 * RANK} in layers 1 to 3, coupled, s = 1",
+        f"complement: one singular value of multiplicity {DIM - 2 * RANK} in layers 1 to 3",
+        "with coupling s = 1",
         "expected relative error",
     ):
         assert part in text

@@ -148,6 +148,7 @@ def test_the_hash_depends_on_the_settings_that_change_the_result(tmp_path):
     assert name(output={"directory": "elsewhere", "weights": False}) == name()
     assert name(train={"momentum": 0.5}) != name()
     assert name(weights={"seed": 1}) != name()
+    assert name(weights={"implicit": False}) == name() != name(weights={"implicit": True})
 
 
 def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
@@ -238,6 +239,15 @@ def test_runs_equal_those_of_train():
         assert row["error"] is None
         assert row["final_loss"] == pytest.approx(run.loss[-1], rel=tolerance(np.float64, DIM, STEPS))
     assert results.counted() == "24 runs: 12 diverged, 12 finished"
+
+
+def test_runs_with_lazily_sampled_weights_equal_those_of_train():
+    base = {**BASE, "weights": {**BASE["weights"], "implicit": True}}
+    for row in dln.sweep(dln.SweepGrid(base, {"train.learning_rate": [0.5, 1.0]}), InlineExecutor()):
+        start = dln.orthogonal([DIM] * 4, 0.5, implicit=True)
+        rate = row["train.learning_rate"]
+        run = dln.train(dln.low_rank_recovery(DIM, 2), start, learning_rate=rate, steps=STEPS)
+        assert (row["outcome"], row["engine"], row["final_loss"]) == ("finished", "reduced", run.loss[-1])
 
 
 def test_a_run_has_the_same_bits_whatever_runs_beside_it(inline_results):

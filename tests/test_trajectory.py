@@ -747,3 +747,5 @@ def test_the_repr_describes_the_run():
         square_problem(), square_weights(), learning_rate=0.05, steps=10, record=dln.Record(every=4)
     )
     assert repr(run).startswith(f"Trajectory(reduced, widths {[DIM] * 4}, 10 steps, 4 records, loss ")
+    flow = dln.flow(square_problem(), square_weights(), times=[0.0, 1.0, 2.5])
+    assert ", gradient flow to time 2.5, 3 records, loss " in repr(flow)

@@ -36,9 +36,9 @@ COMMANDS: Final = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    The status is 0 on success; 1 if a run diverged or failed in a sweep, or if the output cannot be written,
-    for example to a full disk; 2 for a wrong request; 130 after Ctrl-C and 143 after SIGTERM. A closed pipe,
-    as with ``| head``, does not end the command.
+    The status is 0 on success; 1 if a run diverged or failed in a sweep, if the memory does not suffice, or
+    if the output cannot be written, for example to a full disk; 2 for a wrong request; 130 after Ctrl-C and
+    143 after SIGTERM. A closed pipe, as with ``| head``, does not end the command.
     """
     output, errors = _SteadyStream(sys.stdout), _SteadyStream(sys.stderr)
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
@@ -112,6 +112,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return complain(f"{error.filename}: no such file" if error.filename else str(error), 2)
     except (ValueError, TypeError, OSError, ImportError, FolderInUseError) as error:
         return complain(str(error), 2)
+    except MemoryError as error:
+        return complain(str(error) or "not enough memory", 1)
     except KeyboardInterrupt:
         return complain(INTERRUPTED, 130)
 

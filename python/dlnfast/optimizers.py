@@ -297,6 +297,7 @@ class AdamW(Adam):
 _CLASSES: Final[dict[str, type[Optimizer]]] = {
     each.name: each for each in (GradientDescent, Nesterov, Muon, SpectralSign, Shampoo, Adam, AdamW)
 }
+NAMES: Final = tuple(_CLASSES)
 
 
 def optimizer_from(value: str | Optimizer | Mapping[str, Any]) -> Optimizer:

@@ -272,7 +272,9 @@ def _build_failure(
     checks = [check_widths(widths), check_white(problem)]
     checks += [check_rotation(weight, layer) for layer, weight in enumerate(weights, start=1)]
     checks.append(check_target(problem, limit, rank_exceeds))
-    reached = "the rank of the target alone exceeds it" if rank_exceeds else f"growth reached {shorten(dims)}"
+    reached = (
+        "the rank of the target alone exceeds it" if rank_exceeds else f"they have grown to {shorten(dims)}"
+    )
     checks.append(
         Check(
             name="closure",

@@ -78,9 +78,13 @@ class Closure:
             pairs = zip(Residuals._fields, self.residuals, strict=True)
             lines.append("residuals: " + ", ".join(f"{name} {value:.1e}" for name, value in pairs))
         for family in self.families:
-            recursion = f"coupled, s = {family.coupling:g}" if family.coupling else "weight decay only"
+            recursion = "which only weight decay changes"
+            if family.coupling:
+                recursion = f"with coupling s = {family.coupling:g}"
             span = f"layers {family.first} to {family.last}"
-            lines.append(f"outside: multiplicity {family.multiplicity} in {span}, {recursion}")
+            lines.append(
+                f"complement: one singular value of multiplicity {family.multiplicity} in {span}, {recursion}"
+            )
         if found.hold and found.expected_error > 0:
             lines.append(f"expected relative error of a reduced run: {found.expected_error:.1e}")
         return "\n".join(lines)

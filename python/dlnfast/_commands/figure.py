@@ -68,7 +68,7 @@ def _add_settings(parser: argparse.ArgumentParser, name: str) -> None:
     quick = (
         f"a smaller setting, {duration}"
         if figures.quick_settings(module)
-        else "no effect, as it takes seconds"
+        else "no effect: this figure takes seconds"
     )
     parser.add_argument("--quick", action="store_true", help=quick)
     for option in figures.options(module.Settings):

@@ -22,8 +22,9 @@ _DIVERGED: Final = "diverged"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the description and the arguments of the command."""
     parser.description = (
-        "Train a network as specified in a TOML file. Writes run.npz and summary.json; for a run\n"
-        "that did not finish diverged.npz and diverged.json, or interrupted.npz and interrupted.json."
+        "Train a network as specified in a TOML file. Writes run.npz, which dlnfast.load reads in\n"
+        "Python, and summary.json. A run that did not finish writes diverged.npz and diverged.json,\n"
+        "or interrupted.npz and interrupted.json."
     )
     parser.epilog = spec.describe_settings()
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -22,6 +22,7 @@ from .._support.arrays import FloatArray
 from .._support.environment import environment
 from .._support.files import write_text_whole
 from .._trajectory.trajectory import Trajectory
+from .._weights.implicit import ImplicitWeights
 from . import spec
 from .spec import Samples, Spec
 
@@ -45,7 +46,7 @@ class Prepared:
     problem : Problem
     samples : dict of str to Samples
         Labelled samples by split; empty where the problem has none.
-    weights : list of ndarray
+    weights : list of ndarray, or ImplicitWeights
     seconds : dict of str to float
         Time for "problem" and "weights".
     """
@@ -53,7 +54,7 @@ class Prepared:
     spec: Spec
     problem: Problem
     samples: dict[str, Samples]
-    weights: list[FloatArray]
+    weights: list[FloatArray] | ImplicitWeights
     seconds: dict[str, float]
 
 

@@ -27,6 +27,7 @@ from .._support.keys import Key, boolean, choice, integer, is_integer, is_list_o
 from .._training.options import Options, only_keys_to_hash, spec_keys
 from .._training.registry import split_engine
 from .._weights import initial
+from .._weights.implicit import ImplicitWeights
 from .schema import SpecError, check_names, check_section, describe_keys, join_names, read_toml
 
 __all__ = [
@@ -47,58 +48,94 @@ __all__ = [
 _CHUNK: Final = 8192
 
 
-_REDUCTION: Final = choice("mean", *REDUCTIONS)
+_REDUCTION: Final = choice("mean", *REDUCTIONS).explained(
+    'Loss c/2 ||W X - Y||_F^2 with c = 1 / (d_y N) for "mean", which takes large learning rates, or c = 1'
+)
+_LAYOUT: Final = choice("columns", *data.LAYOUTS).explained("Whether samples are columns or rows")
+_INPUTS: Final = string("X").explained("Name of the array of inputs in the file")
+_OUTPUTS: Final = string("Y").explained("Name of the array of outputs, or of integer labels")
 _WHITENING: Final = {
-    "whiten": choice("none", "none", *data.WHITENING_METHODS),
-    "center": boolean(False),
-    "rank_tolerance": number(),
+    "whiten": choice("none", "none", *data.WHITENING_METHODS).explained(
+        "Method that makes X X^T the identity, as the reduced engine requires"
+    ),
+    "center": boolean(False).explained("Whether the mean of the inputs is subtracted first"),
+    "rank_tolerance": number().explained(
+        "Largest singular value of X, relative to the first one, that whitening treats as zero"
+    ),
     "reduction": _REDUCTION,
 }
 _PROBLEMS: Final[dict[str, dict[str, Key]]] = {
     "low-rank-recovery": {
-        "dim": integer(required=True),
-        "rank": integer(required=True),
+        "dim": integer(required=True).explained("Width d of inputs and outputs; the inputs are white"),
+        "rank": integer(required=True).explained("Rank r of the random target"),
         "seed": integer(0),
         "reduction": _REDUCTION,
     },
     "classification": {
         "n_classes": integer(required=True),
         "samples_per_class": integer(required=True),
-        "dim": integer(),
+        "dim": integer().explained("Number d_x of features; default n_classes * samples_per_class"),
         "seed": integer(0),
         "reduction": _REDUCTION,
     },
-    "fashion-mnist": {"path": string(), **_WHITENING},
+    "fashion-mnist": {
+        "path": string().explained(
+            "File or folder of the data; default: the environment variable DLNFAST_DATA"
+        ),
+        **_WHITENING,
+    },
     "npz": {
-        "path": string(required=True),
-        "inputs": string("X"),
-        "outputs": string("Y"),
-        "test_inputs": string(),
-        "test_outputs": string(),
-        "layout": choice("columns", *data.LAYOUTS),
+        "path": string(required=True).explained("File; a relative path starts from the folder of SPEC.toml"),
+        "inputs": _INPUTS,
+        "outputs": _OUTPUTS,
+        "test_inputs": string().explained("Name of the array of test inputs, for the accuracy"),
+        "test_outputs": string().explained("Name of the array of test labels"),
+        "layout": _LAYOUT,
         **_WHITENING,
     },
     "npz-shards": {
-        "path": string(required=True),
-        "inputs": string("X"),
-        "outputs": string("Y"),
-        "layout": choice("columns", *data.LAYOUTS),
+        "path": string(required=True).explained("Pattern of the files, such as shards/*.npz"),
+        "inputs": _INPUTS,
+        "outputs": _OUTPUTS,
+        "layout": _LAYOUT,
         **_WHITENING,
     },
 }
+_EXAMPLE: Final = """\
+A complete SPEC.toml:
+
+  [problem]
+  kind = "low-rank-recovery"
+  dim = 30
+  rank = 3
+  [weights]
+  depth = 3
+  [train]
+  learning_rate = 1.0
+  steps = 50"""
 _KIND: Final = choice("", *_PROBLEMS)
 _SECTIONS: Final[dict[str, dict[str, Key]]] = {
     "weights": {
         "init": choice("orthogonal", *initial.DISTRIBUTIONS, "aligned"),
-        "depth": integer(),
-        "widths": Key(is_list_of(is_integer), "a list of integers, d_0 .. d_L"),
-        "scale": per_layer(1.0),
+        "depth": integer().explained("Number L of layers; all hidden layers are as wide as the inputs"),
+        "widths": Key(is_list_of(is_integer), "a list of integers, d_0 .. d_L").explained(
+            "Widths of all nodes, from the inputs to the outputs"
+        ),
+        "scale": per_layer(1.0).explained(
+            "Scale eps: every layer has the norm of eps times a matrix with orthonormal columns or rows"
+        ),
         "seed": integer(0),
         "dtype": choice("float64", "float64", "float32"),
+        "implicit": boolean(False).explained(
+            'Whether layers are sampled lazily, for "orthogonal" and widths that do not fit into memory'
+        ),
     },
     # `device` is the older way to write engine = "torch:DEVICE"; specifications hold both apart.
-    "train": {**spec_keys(), "device": string()},
-    "output": {"directory": string(), "weights": boolean(True)},
+    "train": {**spec_keys(), "device": string().explained('Device of engine = "torch", such as "cuda:1"')},
+    "output": {
+        "directory": string().explained("Folder of the results; the option --out replaces it"),
+        "weights": boolean(True).explained("Whether run.npz contains whole weight matrices"),
+    },
 }
 
 
@@ -153,7 +190,7 @@ def read_spec(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Spec
 
 def describe_settings() -> str:
     """Return the help text of specifications: sections, keys, allowed values and defaults."""
-    lines = ["The sections of SPEC.toml, their keys and the allowed values:"]
+    lines = [*_EXAMPLE.splitlines(), "", "The sections of SPEC.toml, their keys and the allowed values:"]
     for kind, keys in _PROBLEMS.items():
         lines += ["", f'[problem]  kind = "{kind}"', *describe_keys(keys)]
     for name, keys in _SECTIONS.items():
@@ -196,6 +233,10 @@ def _check_sizes(weights: Mapping[str, Any]) -> None:
         )
     if weights["depth"] is not None and weights["depth"] < 1:
         raise SpecError(f"weights.depth is {weights['depth']}; wanted an integer of at least 1")
+    if weights["implicit"] and weights["init"] != "orthogonal":
+        raise SpecError(
+            f'weights.implicit is true but weights.init is {weights["init"]!r}; wanted "orthogonal"'
+        )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -322,13 +363,15 @@ def _whitening(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**chosen, "whiten": None if chosen["whiten"] == "none" else chosen["whiten"]}
 
 
-def make_weights(spec: Spec, problem: Problem) -> list[FloatArray]:
+def make_weights(spec: Spec, problem: Problem) -> list[FloatArray] | ImplicitWeights:
     """Return the initial weights of a specification; with a depth L, all hidden layers are d_x wide."""
     settings = spec.weights
     widths = settings["widths"]
     if widths is None:
         widths = [problem.dim_in] * settings["depth"] + [problem.dim_out]
     common = {"scale": settings["scale"], "seed": settings["seed"], "dtype": settings["dtype"]}
+    if settings["implicit"]:
+        return initial.orthogonal(widths, **common, implicit=True)
     if settings["init"] == "aligned":
         return initial.aligned(problem, widths, **common)
     return initial.DISTRIBUTIONS[settings["init"]](widths, **common)
@@ -343,9 +386,12 @@ def train_options(spec: Spec) -> Options:
 
 def settings_to_hash(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the sections without later options at their default, so that hashes of older versions hold."""
-    return {
+    hashed = {
         name: only_keys_to_hash(table) if name == "train" else dict(table) for name, table in sections.items()
     }
+    if not hashed.get("weights", {}).get("implicit", True):
+        del hashed["weights"]["implicit"]
+    return hashed
 
 
 def accuracy(problem: Problem, matrices: Mapping[str, FloatArray], samples: Samples) -> dict[str, float]:

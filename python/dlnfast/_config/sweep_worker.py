@@ -46,6 +46,7 @@ from .._training.options import Options
 from .._training.rates import divergence_text, make_request, with_caution
 from .._training.train import train
 from .._trajectory.trajectory import Trajectory
+from .._weights.implicit import ImplicitWeights
 from . import runs, spec
 
 __all__ = [
@@ -304,7 +305,7 @@ def _problem(settings: str) -> tuple[Problem, dict[str, spec.Samples]]:
 
 
 @functools.lru_cache(maxsize=2)
-def _weights(problem: str, settings: str) -> list[FloatArray]:
+def _weights(problem: str, settings: str) -> list[FloatArray] | ImplicitWeights:
     return spec.make_weights(_make_partial_spec(weights=settings), _problem(problem)[0])
 
 
@@ -417,6 +418,8 @@ class _Work:
         The plan depends on the run alone, so that every sweep gives the same numbers for it.
         """
         options, prepared = pending.options, pending.prepared
+        if isinstance(prepared.weights, ImplicitWeights):
+            return None
         widths = [prepared.problem.dim_in, *map(len, prepared.weights)]
         is_batched = options.engine in ("auto", "reduced") and not options.added()
         if not is_batched or max(widths) > _WIDEST:

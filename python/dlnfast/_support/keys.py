@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 __all__ = [
@@ -46,6 +46,10 @@ class Key:
     default: Any = None
     required: bool = False
     help: str = ""
+
+    def explained(self, text: str) -> Key:
+        """Return the key with a sentence for ``--help``."""
+        return replace(self, help=text)
 
 
 def is_integer(value: Any) -> bool:
@@ -89,11 +93,12 @@ def rate(*, auto: bool = False) -> Key:
     )
 
 
-def named_table() -> Key:
+def named_table(*names: str) -> Key:
     """Return the key of a name, or of a table with a name and settings."""
+    listed = ", ".join(f'"{name}"' for name in names)
     return Key(
         lambda v: isinstance(v, str) or (isinstance(v, dict) and isinstance(v.get("name"), str)),
-        'a name, or a table such as {name = "muon", momentum = 0.9}',
+        f'one of {listed}, or a table such as {{name = "muon", momentum = 0.9}}',
     )
 
 

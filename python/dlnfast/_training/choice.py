@@ -76,8 +76,7 @@ def choose_engine(engine: str, problem: AnyProblem, weights: Weights) -> tuple[C
         return Certificate("reduced", f"the closure holds, {found.describe_dims()}", found), space
     failure = found.failures[0].text
     if found.failures[0].name == "closure" and satisfies_all_but_rank(problem, weights):
-        # Exact all the same, but not faster.
-        reason = f'little to gain with a target of this rank: {failure}; engine="reduced" takes more'
+        reason = f'the theorem applies, but engine="reduced" is not faster at this rank: {failure}'
         return Certificate("dense", reason, found), None
     return Certificate("dense", f"the theorem does not apply: {failure}", found), None
 
@@ -94,18 +93,18 @@ def _choose_for_implicit_weights(
     found = space.assumptions
     if not found.hold:
         raise AssumptionError(_assumption_text(found))
-    return Certificate("reduced", f"the closure holds in distribution, {found.describe_dims()}", found), space
+    return Certificate(
+        "reduced", f"the closure holds for lazily sampled weights, {found.describe_dims()}", found
+    ), space
 
 
 def _assumption_text(assumptions: Assumptions) -> str:
-    lines = [
-        f"{check.text} (limit {check.limit:.1e}"
-        + (
-            f"; a reduced run would be wrong by about {check.expected_error:.1e}"
-            if check.expected_error
-            else ""
-        )
-        + f"); {check.remedy}"
-        for check in assumptions.failures
-    ]
+    lines = []
+    for check in assumptions.failures:
+        notes = []
+        if 0 < check.limit < 1:  # a tolerance; a limit of 0 or of a dimension is in the text
+            notes.append(f"limit {check.limit:.1e}")
+        if check.expected_error:
+            notes.append(f"a reduced run would be wrong by about {check.expected_error:.1e}")
+        lines.append(check.text + (f" ({'; '.join(notes)})" if notes else "") + f"; {check.remedy}")
     return "engine='reduced' does not hold here. " + " | ".join(lines)

@@ -23,7 +23,7 @@ from .._support.keys import Key
 from .._support.moved import check_keywords
 from .._support.schedule import PerLayer, Schedule, read_rate
 from .._support.threads import MAX_THREADS
-from ..optimizers import Optimizer, optimizer_from, refuse_entrywise
+from ..optimizers import NAMES, Optimizer, optimizer_from, refuse_entrywise
 from .callbacks import Callback, RecordCallback, takes_state
 from .registry import ENGINES, check_engine_name, is_engine_name
 
@@ -206,7 +206,8 @@ class Options:
     learning_rate : float or sequence of float, Schedule, "auto", "adaptive" or Adaptive
         Learning rate ``eta``, for all layers or one per layer; a `Schedule` has a rate for every step. "auto"
         takes `theory.default_learning_rate` for these weights; weight decay adds lambda to the sharpness, and
-        momentum multiplies the rate by 1 - mu. ``run.config`` shows the value. "adaptive" measures the
+        momentum multiplies the rate by 1 - mu. ``run.config`` shows the value. It is for "gd" and "nesterov";
+        other rules rescale the gradient, and need numbers. "adaptive" measures the
         stability threshold at every step, on the dense engine: see `Adaptive`; ``run.rates`` keeps it.
     steps : int
         Number of updates, 0 or more.
@@ -240,7 +241,7 @@ class Options:
     steps: int = field(metadata=_key(keys.integer()))
     weight_decay: Rate = field(default=0.0, metadata=_key(keys.rate()))
     momentum: Rate = field(default=0.0, metadata=_key(keys.rate()))
-    optimizer: str | Optimizer = field(default="gd", metadata=_key(keys.named_table()))
+    optimizer: str | Optimizer = field(default="gd", metadata=_key(keys.named_table(*NAMES)))
     engine: str = field(
         default="auto",
         metadata=_key(Key(is_engine_name, "one of " + ", ".join(f'"{name}"' for name in ENGINES))),
@@ -339,6 +340,11 @@ class Options:
             raise ValueError(
                 f"learning_rate is adaptive and optimizer is {rule.name!r}; wanted numbers or a Schedule: "
                 'the stability threshold holds for "gd" only'
+            )
+        if isinstance(self.learning_rate, str) and rule.name != "nesterov":
+            raise ValueError(
+                f'learning_rate is "auto" and optimizer is {rule.name!r}; wanted numbers or a Schedule: '
+                '"auto" is the stability threshold of "gd", and this rule rescales the gradient'
             )
         own: Rate | None = getattr(rule, "momentum", None)
         is_set = isinstance(momentum, Schedule) or bool(np.any(momentum))

@@ -276,8 +276,11 @@ class States(ABC):
         """Return the text of ``repr(run)``."""
         if not len(run.loss):
             return f"{run.engine}, widths {run.widths}, nothing recorded yet"
+        extent = f"{len(run.loss) - 1} steps"
+        if run.times is not None:  # of a gradient flow, whose steps are indices of its times
+            extent = f"gradient flow to time {float(run.times[-1]):g}"
         return (
-            f"{run.engine}, widths {run.widths}, {len(run.loss) - 1} steps, {len(run.steps)} records, "
+            f"{run.engine}, widths {run.widths}, {extent}, {len(run.steps)} records, "
             f"loss {run.loss[0]:.4g} -> {run.loss[-1]:.4g}"
         )
 

@@ -79,6 +79,8 @@ def orthogonal(
         If there are fewer than two widths, or the number of scales is not 1 or L.
     ValueError
         If a width is below 1 or a scale is negative.
+    MemoryError
+        If the layers do not fit into memory; ``implicit=True`` needs no arrays of their size.
 
     Notes
     -----
@@ -95,12 +97,18 @@ def orthogonal(
     """
     if check_flag(implicit, "implicit"):
         return ImplicitWeights(widths, scale, seed, dtype=dtype)
-    return _draw(
-        widths,
-        scale,
-        dtype,
-        lambda rows, cols, layer: haar(rows, cols, random_generator(seed, ("orthogonal", layer))),
-    )
+    try:
+        return _draw(
+            widths,
+            scale,
+            dtype,
+            lambda rows, cols, layer: haar(rows, cols, random_generator(seed, ("orthogonal", layer))),
+        )
+    except MemoryError as error:
+        raise MemoryError(
+            f"layers of width {max(widths)} do not fit into memory ({error}): implicit=True samples only the "
+            "directions that a run needs"
+        ) from None
 
 
 def gaussian(

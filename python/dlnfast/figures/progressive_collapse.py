@@ -56,7 +56,7 @@ class Settings:
     """
 
     activations: tuple[str, ...] = setting(
-        _ACTIVATIONS, "rows: ReLU networks need PyTorch", choices=_ACTIVATIONS
+        _ACTIVATIONS, "networks, one row of panels each; ReLU networks need PyTorch", choices=_ACTIVATIONS
     )
 
     n_classes: int = setting(5, "K")
@@ -72,8 +72,8 @@ class Settings:
         "distributions in the third panel, of equal Frobenius norm",
         choices=tuple(_DISTRIBUTIONS),
     )
-    tolerance: float = setting(1e-6, "train until the sum of squares, |W X - Y|^2 / 2, is this small")
-    steps: int = setting(200_000, "but no longer than this")
+    tolerance: float = setting(1e-6, "sum of squares, |W X - Y|^2 / 2, at which a run ends")
+    steps: int = setting(200_000, "largest number of steps of a run")
     runs: int = setting(20, "seeds per network; the median is drawn")
     relu_depths: tuple[int, ...] = setting((6, 8, 10), "L of the ReLU networks in the first panel")
     relu_steps: int = setting(150_000, "steps of ReLU networks, at most")

@@ -45,25 +45,29 @@ _LARGE = 1025
 class Settings:
     """The published setting: d = 30, L = 3, r = 3, eps = 1, step 1 on the mean loss, 50 iterations."""
 
-    dim: int = setting(30, "d, width of the network; beyond 1024 the same modes and c as for d = 30")
+    dim: int = setting(
+        30, "d, width of the network; beyond 1024 with the target's singular values and c = 1 / 900 of d = 30"
+    )
     depth: int = setting(3, "L, number of layers")
     rank: int = setting(3, "r, rank of the target (number of outputs for gaussian inputs)")
     scale: float = setting(1.0, "eps, scale of the orthogonal initialisation")
-    learning_rate: float = setting(1.0, "eta, on the mean loss")
+    learning_rate: float = setting(1.0, "eta, on the mean loss, with c = 1 / d^2 for white inputs")
     steps: int = setting(50, "iterations")
     momentum: float = setting(0.0, "mu, heavy ball")
     seed: int = setting(0, "seed of the target and of the weights")
-    layer: int = setting(1, "which layer to show, 1 .. L")
+    layer: int = setting(1, "layer to show, 1 .. L")
     inputs: str = setting(
-        "white", "white, or 300 Gaussian samples (then the target has r rows)", choices=("white", "gaussian")
+        "white",
+        "white, or Gaussian samples divided by 15 (then the target has r rows)",
+        choices=("white", "gaussian"),
     )
-    samples: int = setting(300, "N, for gaussian inputs")
+    samples: int = setting(300, "N, number of Gaussian samples")
     reference: str = setting(
         "limit",
         "angles from the vectors at t -> 0+, or from those after the first step, as published",
         choices=("limit", "first_step"),
     )
-    engine: str = setting("auto", "which engine trains", choices=("auto", "reduced", "dense"))
+    engine: str = setting("auto", "engine that trains", choices=("auto", "reduced", "dense"))
 
 
 def compute(settings: Settings, *, progress: bool = False) -> Result:
