@@ -119,17 +119,21 @@ def main() -> int:
         return 0
     is_cuda = options.device.startswith("cuda")
     name = torch.cuda.get_device_name(options.device) if is_cuda else options.device
-    summary = {"device": name, "torch": torch.__version__, "parts": {}}
     options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "summary.json"
+    summary = json.loads(file.read_text()) if file.exists() else {}
+    states = []
     for part in options.parts or PARTS:
         begin = time.monotonic()
         more = ["--device", options.device, *options.options]
         state = run_part(part, options.out, options.seconds, more)
         seconds = round(time.monotonic() - begin, 1)
-        summary["parts"][part] = {"state": state, "seconds": seconds}
-        (options.out / "summary.json").write_text(json.dumps(summary, indent=1))
+        states.append(state)
+        machine = {"device": name, "torch": torch.__version__}
+        summary[part] = {"state": state, "seconds": seconds, **machine}
+        file.write_text(json.dumps(summary, indent=1))
         print(f"{part}: {state} after {seconds:.0f} s on {name}, in {options.out / part}", flush=True)
-    return int(any(found["state"] != "finished" for found in summary["parts"].values()))
+    return int(any(state != "finished" for state in states))
 
 
 if __name__ == "__main__":
