@@ -148,7 +148,8 @@ def test_images_of_role_of_depth_must_be_there(tmp_path, image_folder, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_shipped_results_draw_role_of_depth_without_training(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dataset", ["fashion-mnist"])
+def test_shipped_results_draw_role_of_depth_without_training(monkeypatch, dataset):
     from dlnfast.figures import role_of_depth
 
     def refuse(*unused):
@@ -156,11 +157,9 @@ def test_shipped_results_draw_role_of_depth_without_training(tmp_path, monkeypat
 
     monkeypatch.setattr(role_of_depth, "train_hybrid", refuse)
     monkeypatch.setattr(role_of_depth, "read_images", refuse)
-    found = role_of_depth.compute(role_of_depth.Settings())
-    for by_loss in found.numbers["networks"].values():
-        for records in by_loss.values():
-            counts = [len(record["runs"]) for record in records if record["validation_accuracy"]]
-            assert counts == [5] * 7
+    found = role_of_depth.compute(role_of_depth.Settings(datasets=(dataset,)))
+    for records in found.numbers["networks"][dataset].values():
+        assert [len(r["runs"]) for r in records if r["validation_accuracy"]] == [5] * 7
     with pytest.raises(AssertionError, match="a network was trained"):
         role_of_depth.compute(role_of_depth.Settings(width=255))
 
