@@ -407,3 +407,44 @@ def test_programs_that_decompose_checkpoints(tmp_path, peer, package):
     assert found["matrices"] == 6
     assert found["seconds"] > 0
     assert found["peak_bytes"] > 0
+
+
+def load_gpu_figures():
+    spec = importlib.util.spec_from_file_location("gpu_figures", ROOT / "bench" / "gpu_figures.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_without_a_gpu_no_figure_is_run(monkeypatch, tmp_path, capsys):
+    torch = import_torch()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu_figures.py", "--out", str(tmp_path / "out")])
+    assert load_gpu_figures().main() == 0
+    assert capsys.readouterr().out.startswith("not run: no GPU")
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_of_the_gpu_figures_end_in_their_time(monkeypatch, tmp_path, capsys):
+    import_torch()
+    module = load_gpu_figures()
+    programs = {
+        "mlp-vs-hybrid": "pass",
+        "spectra": "raise SystemExit(2)",
+        "vit": "import time; time.sleep(60)",
+    }
+
+    def start(arguments, out, log, environment):
+        assert arguments[-2:] == ["--device", "cpu"]
+        out.mkdir()
+        return subprocess.Popen([sys.executable, "-c", programs[out.name]])
+
+    monkeypatch.setattr(module, "start", start)
+    command = ["gpu_figures.py", *programs, "--device", "cpu", "--seconds", "5", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    assert module.main() == 1
+    states = {
+        part: found["state"] for part, found in json.loads((tmp_path / "summary.json").read_text()).items()
+    }
+    assert states == {"mlp-vs-hybrid": "finished", "spectra": "failed", "vit": "out of time"}
+    assert "vit: out of time" in capsys.readouterr().out

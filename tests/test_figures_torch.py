@@ -72,39 +72,98 @@ def test_mlp_vs_hybrid_writes_its_numbers(tmp_path, image_folder, capsys):
         assert f"{'shown' if shown else 'NOT SHOWN'}: {text}" in printed
 
 
-def test_role_of_depth_writes_its_numbers(tmp_path, image_folder):
-    options = [*SMALL, "--depth", "5", "--nonlinear", "1", "4", "--totals", "2", "5", "--added-to", "1", "2"]
-    options += [
-        "--width",
-        "16",
-        "--epochs",
-        "12",
-        "--runs",
-        "3",
-        "--batch-size",
-        "30",
-        "--data",
-        str(image_folder),
-    ]
-    found = run_figure(tmp_path, "role-of-depth", *options)["numbers"]
+DEPTH = ["--depths", "3", "5", "--added-to", "1", "--others", "2", "--width", "16", "--epochs", "3"]
+DEPTH += ["--images", "60", "--validation", "40", "--batch-size", "20", "--runs", "3", "--seed", "4"]
+DEPTH += ["--learning-rates", "0.03", "1e30"]
+
+
+@pytest.fixture(scope="module")
+def role_of_depth(tmp_path_factory, image_folder):
+    """The file of results and the numbers of a small role-of-depth."""
+    folder = tmp_path_factory.mktemp("depth")
+    options = [*DEPTH, "--results", str(folder / "results.jsonl"), "--data", str(image_folder)]
+    return folder / "results.jsonl", run_figure(folder, "role-of-depth", *options)["numbers"]
+
+
+def test_role_of_depth_writes_its_numbers(role_of_depth):
+    _, found = role_of_depth
     for dataset in ("fashion-mnist", "cifar10"):
-        records = {(r["nonlinear"], r["depth"]): r for r in found["networks"][dataset]}
-        assert set(records) == {(1, 5), (4, 5), (1, 2), (2, 5)}
-        for (_, depth), record in records.items():
-            accuracies = [run["test_accuracy"] for run in record["runs"]]
-            assert record["test_accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
-            assert record["test_accuracy"]["deviation"] == pytest.approx(np.std(accuracies, ddof=1))
-            assert len(record["compression"]["mean"]) == (4 if depth == 5 else 1)
-            logs = np.log([run["compression"] for run in record["runs"]])
-            np.testing.assert_allclose(record["compression"]["mean"], np.exp(logs.mean(axis=0)))
-        panel = found["panels"][dataset]["compression of the last layer"]
-        assert panel["curves"]["1 nonlinear, others linear"] == pytest.approx(
-            [records[1, depth]["compression"]["mean"][-1] for depth in (2, 5)]
-        )
-        assert panel["spread"]["1 nonlinear, others linear"][0] > 0
+        for loss in ("cross_entropy", "squared"):
+            records = {(r["nonlinear"], r["depth"]): r for r in found["networks"][dataset][loss]}
+            assert set(records) == {(1, 2), (1, 3), (1, 5), (2, 3), (4, 5), (2, 5)}
+            start = [run["test_accuracy"] for run in records[1, 2]["runs"]]
+            assert [run["seed"] for run in records[1, 2]["runs"]] == [4, 5, 6]
+            assert "gain" not in records[1, 2]
+            for (k, depth), record in records.items():
+                # Of both rates, one diverges; only the networks that are compared choose.
+                assert record["learning_rate"] == 0.03
+                accuracies = [run["test_accuracy"] for run in record["runs"]]
+                assert record["test_accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
+                assert all(len(run["compression"]) == depth - 1 for run in record["runs"])
+                logs = np.log([run["last_compression"] for run in record["runs"]])
+                np.testing.assert_allclose(record["compression"], np.exp(logs.mean(axis=0)))
+                if (k, depth) == (2, 5):
+                    assert record["validation_accuracy"] is None
+                    assert len(record["runs"]) == 1
+                    continue
+                assert record["validation_accuracy"]["1e+30"] == 0.0
+                assert len(record["runs"]) == 3
+                if depth > 2:
+                    gaps = np.subtract(accuracies, start)
+                    assert np.mean(record["gain"]) == pytest.approx(np.mean(gaps))
+                    # The two-sided 95 % point of Student's t with two degrees of freedom.
+                    half = 4.302653 * np.std(gaps, ddof=1) / np.sqrt(3)
+                    assert np.ptp(record["gain"]) == pytest.approx(2 * half)
+            published = np.log10(found["published"][dataset]["5"])
+            distances = np.abs(np.log10(records[1, 5]["runs"][1]["last_compression"]) - published)
+            assert records[1, 5]["distances"][1] == pytest.approx(np.mean(distances))
+            assert records[1, 3]["distances"] is None
+    panel = found["panels"]["cifar10"]["gain"]["squared"]
+    assert panel["x"] == [2, 3, 5]
+    assert panel["curves"]["linear layers"][0] == 0.0
     texts = [claim["text"] for claim in found["claims"]]
-    assert "CIFAR-10, 1 nonlinear: depth improves generalisation" in texts
-    assert "Fashion-MNIST, 1 nonlinear: depth improves compression" in texts
+    assert len(texts) == 4 * 6
+    assert "CIFAR-10, squared loss: linear layers from L = 2 to 5 improve generalisation" in texts
+
+
+def test_role_of_depth_trains_only_networks_without_results(role_of_depth, image_folder, tmp_path):
+    path, found = role_of_depth
+    lines = path.read_text().splitlines()
+    # 6 networks and 2 rates per data set and loss; 5 of them choose and have 3 seeds.
+    assert len(lines) == 4 * (5 * 2 + 5 * 3 + 1)
+    again = run_figure(tmp_path, "role-of-depth", *DEPTH, "--results", str(path), "--data", "/nowhere")
+    assert again["numbers"] == found
+    # Without its last lines, and the end of the one before, the file gets the same numbers.
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text("\n".join([*lines[:-2], lines[-2][:50]]))
+    options = [*DEPTH, "--results", str(cut), "--data", str(image_folder)]
+    assert run_figure(tmp_path, "role-of-depth", *options)["numbers"] == found
+    assert sorted(cut.read_text().splitlines()) == sorted(lines)
+    cut.write_text(lines[0].replace('"seed": 1000', '"seed": 1001') + "\n")
+    assert main(["figure", "role-of-depth", "--results", str(cut), "--out", str(tmp_path)]) == 2
+
+
+def test_images_of_role_of_depth_must_be_there(tmp_path, image_folder, capsys):
+    options = [*DEPTH, "--validation", "61", "--data", str(image_folder), "--out", str(tmp_path)]
+    assert main(["figure", "role-of-depth", *options]) == 2
+    message = "images (60) and validation (61) are more than the 120 training images of fashion-mnist"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dataset", ["fashion-mnist"])
+def test_shipped_results_draw_role_of_depth_without_training(monkeypatch, dataset):
+    from dlnfast.figures import role_of_depth
+
+    def refuse(*unused):
+        raise AssertionError("a network was trained")
+
+    monkeypatch.setattr(role_of_depth, "train_hybrid", refuse)
+    monkeypatch.setattr(role_of_depth, "read_images", refuse)
+    found = role_of_depth.compute(role_of_depth.Settings(datasets=(dataset,)))
+    for records in found.numbers["networks"][dataset].values():
+        assert [len(r["runs"]) for r in records if r["validation_accuracy"]] == [5] * 7
+    with pytest.raises(AssertionError, match="a network was trained"):
+        role_of_depth.compute(role_of_depth.Settings(width=255))
 
 
 SMALL_SPECTRA = [*SMALL, "--width", "40", "--vgg", "vgg11", "--vgg-width", "0.1", "--epochs", "4"]
@@ -446,7 +505,8 @@ assert main(["figure", "penultimate-spectra", "--out", sys.argv[1]]) == 2
         ("mlp-vs-hybrid", ["--n-nonlinear", "6"], "n_nonlinear is 6"),
         ("mlp-vs-hybrid", ["--data", "/nowhere"], "no CIFAR-10 (train) at /nowhere"),
         ("role-of-depth", ["--runs", "0"], "runs is 0"),
-        ("role-of-depth", ["--totals", "1"], "totals[0] is 1"),
+        ("role-of-depth", ["--depths", "3"], "depths[0] is 3"),
+        ("role-of-depth", ["--rate-seed", "2"], "rate_seed is 2"),
         ("penultimate-spectra", ["--depth", "2"], "depth is 2"),
         ("efficient-training", ["--depth", "1"], "depth is 1"),
         ("efficient-training", ["--every", "0"], "every is 0"),

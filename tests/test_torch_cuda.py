@@ -17,7 +17,8 @@ if not torch.cuda.is_available():
 
 from torch import nn  # noqa: E402
 
-from dlnfast.torch import DeepLinear, DeepLoRA, Trainer, track  # noqa: E402
+from dlnfast.torch import MLP, DeepLinear, DeepLoRA, Trainer, track  # noqa: E402
+from dlnfast.torch._cuda_graphs import capture_passes  # noqa: E402
 
 STEPS = 60
 
@@ -137,3 +138,35 @@ def test_adapters_can_be_trained_and_merged_on_the_device():
     before = model(x).detach()
     adapted.merge()
     torch.testing.assert_close(model(x).detach(), before, rtol=1e-4, atol=1e-4)
+
+
+def test_captured_passes_train_like_uncaptured_ones():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(70, 12, generator=generator).cuda()
+    labels = torch.randint(3, (70,), generator=generator).cuda()
+    models = [MLP([12, 16, 16, 3], seed=0, device="cuda") for _ in range(2)]
+    capture_passes(models[0], inputs[:32])
+    found = []
+    for model in models:
+        history = Trainer(model, learning_rate=0.05, epochs=5, batch_size=32).fit(
+            inputs, labels, test=(inputs, labels)
+        )
+        found.append((history, model.state_dict()))
+    np.testing.assert_allclose(found[0][0].loss, found[1][0].loss, rtol=tolerance("float32", 16, 15))
+    for name, tensor in found[0][1].items():
+        np.testing.assert_allclose(
+            tensor.cpu(), found[1][1][name].cpu(), rtol=1e-3, atol=tolerance("float32", 16, 15)
+        )
+
+
+def test_images_of_figures_are_on_the_device(tmp_path):
+    from dlnfast.figures import _images, role_of_depth
+
+    rows = np.zeros((10, 3073), dtype=np.uint8)
+    rows[:, 0] = np.arange(10)
+    (tmp_path / "cifar-10-batches-bin").mkdir()
+    for name in [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]:
+        (tmp_path / "cifar-10-batches-bin" / f"{name}.bin").write_bytes(rows.tobytes())
+    settings = role_of_depth.Settings(device="cuda", data=str(tmp_path))
+    data = _images.read_images(settings, "cifar10")
+    assert all(tensor.is_cuda for tensor in (*data.train, *data.test))

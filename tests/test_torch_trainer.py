@@ -28,6 +28,7 @@ from dlnfast.torch import (  # noqa: E402
     Trainer,
     track,
 )
+from dlnfast.torch._cuda_graphs import capture_passes  # noqa: E402
 from dlnfast.torch.trainer import _StateFile  # noqa: E402
 
 
@@ -707,3 +708,45 @@ class TestInterruption:
         with pytest.raises(OSError, match="No space") as caught:
             trainer(network(), checkpoint=tmp_path / "checkpoint.pt").fit(*data())
         assert "is lost (OSError" in caught.value.__notes__[-1]
+
+
+# -------------------------------------------------------------------------------- CUDA graphs
+
+
+def test_only_training_batches_of_the_captured_shape_are_replayed(monkeypatch):
+    """With a stand-in for the capture, which runs the model as the real one does."""
+    model = MLP([6, 8, 3], seed=0)
+    before = copy_state(model)
+    inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    replayed = []
+
+    def capture(module, arguments):
+        assert module.training
+        eager = module.forward
+        eager(arguments[0])  # changes the statistics of batch normalisation
+
+        def forward(x):
+            if module.training:
+                replayed.append(len(x))
+            return eager(x)
+
+        module.forward = forward
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
+    capture_passes(model, inputs)
+    assert "forward" not in vars(model)  # there is nothing to capture on the CPU
+
+    class OnDevice(torch.Tensor):
+        device = torch.device("cuda")
+
+    model.eval()
+    capture_passes(model, inputs.as_subclass(OnDevice))
+    assert not model.training
+    assert_same_state(copy_state(model), before)
+    plain = MLP([6, 8, 3], seed=0)
+    settings = {"epochs": 2, "batch_size": 5}
+    samples = Samples(torch.cat([inputs, inputs[:3]]), torch.arange(8) % 3)
+    histories = [trainer(each, **settings).fit(*samples, test=samples) for each in (model, plain)]
+    assert histories[0] == histories[1]
+    assert_same_state(copy_state(model), copy_state(plain))
+    assert replayed == [5, 5]  # neither the smaller last batches nor the test

@@ -8,7 +8,6 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +17,8 @@ import numpy as np
 from .._datasets.text import TASKS, TextTask
 from .._support.arrays import check_choice, check_count, check_flag, check_scale
 from .._support.errors import DivergedError
-from .._support.files import decode_text, parse_object, with_checksum, without_checksum, write_text_whole
+from .._support.files import with_checksum, write_text_whole
+from .._support.json_lines import append_line, read_lines
 from .._support.keys import Key, boolean, choice, integer, is_integer, is_list_of, is_number, number, string
 from .schema import SpecError, check_names, check_section, describe_keys, read_toml
 
@@ -336,33 +336,13 @@ class Results:
 
     def __init__(self, path: str | os.PathLike[str], shipped: str | os.PathLike[str] | None = None) -> None:
         self.path = Path(path)
-        self._shipped = [] if shipped is None else self._read_lines(Path(shipped))
+        self._shipped = [] if shipped is None else read_lines(Path(shipped), _check_record)
         self.records: list[dict[str, Any]] = self._shipped
         self.read()
 
     def read(self) -> None:
         """Read the file."""
-        self.records = [*self._shipped, *self._read_lines(self.path)]
-
-    @staticmethod
-    def _read_lines(path: Path) -> list[dict[str, Any]]:
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            return []
-        whole = content[: content.rfind(b"\n") + 1]
-        # Not splitlines: JSON may hold other characters that end lines.
-        records = []
-        known: set[str] = set()
-        for number_, line in enumerate(decode_text(whole, path).split("\n")[:-1], 1):
-            if line in known:  # a copied line
-                continue
-            known.add(line)
-            try:
-                records.append(_check_record(without_checksum(parse_object(line))))
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"line {number_} of {path} is damaged: {error}") from error
-        return records
+        self.records = [*self._shipped, *read_lines(self.path, _check_record)]
 
     def missing(self, grid: Grid) -> list[Run]:
         """Return the runs of a grid that are not finished."""
@@ -414,20 +394,7 @@ class Results:
         write_text_whole(Path(path), "".join(line + "\n" for line in lines))
 
     def _write(self, record: dict[str, Any]) -> None:
-        line = json.dumps(with_checksum(record)).encode() + b"\n"
-        # Unbuffered: a buffer would be written at closing even after an error.
-        with self.path.open("a+b", buffering=0) as file:
-            file.seek(0)
-            end = file.read().rfind(b"\n") + 1  # of the last whole line
-            file.truncate(end)
-            try:
-                while line:
-                    line = line[file.write(line) :]
-                os.fsync(file.fileno())
-            except BaseException:
-                with suppress(OSError):
-                    file.truncate(end)
-                raise
+        append_line(self.path, record)
         self.records.append(record)
 
 

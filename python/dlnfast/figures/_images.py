@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""The images that a figure's settings name."""
+"""The images that a figure's settings name, on the device of the training."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from ..torch import ImageData
 
 
-class ImageSettings(Protocol):
-    """The common settings of figures on images."""
+class DataSettings(Protocol):
+    """The common settings of figures that read a data set."""
 
     @property
     def device(self) -> str:
@@ -21,6 +22,10 @@ class ImageSettings(Protocol):
     def data(self) -> str:
         """Folder of the data sets; empty for the default."""
         ...
+
+
+class ImageSettings(DataSettings, Protocol):
+    """The common settings of figures on as many images of each class."""
 
     @property
     def per_class(self) -> int:
@@ -34,14 +39,21 @@ class ImageSettings(Protocol):
 
 
 def images_for(settings: ImageSettings, name: str) -> ImageData:
-    """Return a data set, once the device is known to be there: reading takes seconds."""
-    from ..torch import load_images
+    """Return as many images of each class as the settings say; see `read_images`."""
+    return read_images(settings, name, per_class=settings.per_class, test_per_class=settings.test_per_class)
+
+
+def read_images(
+    settings: DataSettings, name: str, *, per_class: int | None = None, test_per_class: int | None = None
+) -> ImageData:
+    """Return a data set on the device, so that no step of a training copies images from the host.
+
+    The device is tested before the data are read, which takes seconds.
+    """
+    from ..torch import Samples, load_images
     from ..torch._devices import find_device
 
-    find_device(settings.device, "float32")
-    return load_images(
-        name,
-        path=settings.data or None,
-        per_class=settings.per_class,
-        test_per_class=settings.test_per_class,
-    )
+    device = find_device(settings.device, "float32")
+    data = load_images(name, path=settings.data or None, per_class=per_class, test_per_class=test_per_class)
+    train, test = (Samples(*(tensor.to(device) for tensor in samples)) for samples in (data.train, data.test))
+    return dataclasses.replace(data, train=train, test=test)

@@ -102,6 +102,7 @@ def compute(settings: Settings, *, progress: bool = False) -> Result:
 
 def _train(settings: Settings, data: Any, n_nonlinear: int, progress: bool) -> dict[str, Any]:
     from ..torch import Batches, HybridMLP, LossOptions, OptimizerOptions, Trainer, measure_layers
+    from ..torch._cuda_graphs import capture_passes
 
     start = time.perf_counter()
     hybrid = n_nonlinear < settings.n_hidden
@@ -116,6 +117,7 @@ def _train(settings: Settings, data: Any, n_nonlinear: int, progress: bool) -> d
         seed=settings.seed,
         device=settings.device,
     )
+    capture_passes(model, data.train.inputs[: settings.batch_size])
     trainer = Trainer(
         model,
         loss=LossOptions("squared", settings.hybrid_output_scale if hybrid else settings.mlp_output_scale),
