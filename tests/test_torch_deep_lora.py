@@ -616,6 +616,17 @@ def test_autocast_does_not_underflow_for_small_cores(low):
 # ------------------------------------------------------- several adapters, enabling, copies
 
 
+def test_a_glob_does_not_choose_factors_of_other_adapters():
+    model = nn.ModuleDict({"encoder": network()})
+    first = dt.DeepLoRA(model, "encoder.*", rank=3, init="random", name="first")
+    second = dt.DeepLoRA(model, "encoder.*", rank=2, init="random", name="second")
+    assert second.layer_names == first.layer_names == ["encoder.0", "encoder.2"]
+    with pytest.raises(ValueError, match=r"layer 'encoder\.0' has an adapter of this name already"):
+        dt.DeepLoRA(model, "encoder.*", rank=2, init="random", name="first")
+    with pytest.raises(TypeError, match=r"encoder\.0\.deep_lora\.first\.left' is a DeepFactors"):
+        dt.DeepLoRA(model, "encoder.0.deep_lora.first.left", rank=2, init="random", name="third")
+
+
 def test_updates_of_several_adapters_add_up():
     model = network()
     x, _ = batch_for(model)

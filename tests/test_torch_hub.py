@@ -225,6 +225,12 @@ def test_transformers_are_loaded_by_their_class(hub):
     written = json.loads((folder / "adapter_config.json").read_text())
     assert written["base_model_name_or_path"] == "user/base"
     assert written["modules_to_save"] == ["classifier"]
+    assert written["auto_mapping"]["base_model_class"] == "BertForSequenceClassification"
+    # The card of the folder names the class, too.
+    assert 'BertForSequenceClassification.from_pretrained("user/base")' in dt.model_card(folder, "user/x")
+    adapter.export_lora(folder, task_type="SEQ_CLS", base_model_name_or_path="user/base")
+    assert json.loads((folder / "adapter_config.json").read_text())["auto_mapping"] is None
+    assert "AutoModelForSequenceClassification.from_pretrained" in dt.model_card(folder, "user/x")
 
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "-a", "a--b", "a/b.git", "a b", "x" * 97, "a/..b"])

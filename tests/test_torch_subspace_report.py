@@ -210,6 +210,20 @@ def test_layers_are_cut_one_by_one_and_together():
     )
 
 
+def test_the_plot_shows_all_ranks_of_the_wide_layers():
+    model = network()
+    start = copy_of(model)
+    with torch.no_grad():
+        for i, rows in ((2, WIDTH), (4, 3)):
+            model[i].weight.add_(low_rank(2, rows=rows))
+    report = dt.subspace_report(model, start, rank=2, layers=["4", "2"], evaluate=Agreement(model))
+    report = dataclasses.replace(report, layers={name: report.layers[name] for name in ("4", "2")})
+    narrow, wide = report.display().plot().ax_.lines[:2]
+    assert list(wide.get_xdata()) == [0, 1, 2, 4, 8, 16]
+    assert list(wide.get_ydata()) == list(report.layers["2"].scores.values())
+    assert np.isfinite(narrow.get_ydata()).tolist() == [True, True, True, False, False, False]
+
+
 def test_consecutive_changes_are_coupled_through_their_common_space():
     model = network()
     start = copy_of(model)

@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--k", type=int, default=16, metavar="N", help="values of each matrix in the files (default: 16)"
     )
     parser.add_argument(
-        "--of", nargs="+", choices=("weights", "change", "step"), help="matrices (default: all three)"
+        "--of",
+        nargs="+",
+        choices=("weights", "change", "step"),
+        help="weights, their change from the base, or from the previous checkpoint (default: all three)",
     )
     parser.add_argument("--steps", type=int, nargs="+", metavar="N", help="step of each checkpoint")
     parser.add_argument("--key", help="key of the state dict in files with several")

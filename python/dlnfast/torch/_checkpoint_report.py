@@ -108,7 +108,7 @@ def summarise(runs: Mapping[str, Trajectory]) -> tuple[list[str], list[list[str]
     for kind, run in runs.items():
         first, last = int(run.steps[0]), int(run.steps[-1])
         both = len(run.steps) > 1 and kind == "weights"
-        matrix = {"weights": "W", "change": "change", "step": "last step"}[kind]
+        matrix = {"weights": "W", "change": "change", "step": "last change"}[kind]
         head += [f"{matrix}\nsigma_1\nstep {first}"] if both else []
         head += [f"{matrix}\nsigma_1\nstep {last}", "bound", f"{matrix}\nstable\nrank"]
         for row in rows:

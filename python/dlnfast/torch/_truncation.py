@@ -46,7 +46,7 @@ class TruncationRule:
     def checked(cls, rank: int | None, tolerance: float | None, caller: str) -> TruncationRule:
         """Return a rule from arguments of `caller`, of which at least one is required."""
         if rank is None and tolerance is None:
-            raise ValueError(f"{caller} needs a rank or a tolerance")
+            raise ValueError(f"{caller} needs a rank or a tolerance; got neither")
         return cls(
             None if rank is None else check_count(rank, "rank"),
             None

@@ -398,7 +398,7 @@ def _describe_folder(folder: Path, base_model: str | None) -> _Content:
         raise FileNotFoundError(f"source: {os.fspath(folder)!r} has no {ADAPTER_MODEL}")
     is_deep = adapter.config["peft_type"] == "DEEP_LORA"
     base = _choose_base(base_model, adapter.config.get("base_model_name_or_path"))
-    kind = _AUTO_CLASSES.get(adapter.config.get("task_type") or "", "AutoModel")
+    kind = _find_model_class(adapter.config)
     imports: tuple[str, ...] = ("from peft import PeftModel",)
     make_base = _make_base_lines(base, kind)
     if base is not None:
@@ -429,6 +429,17 @@ def _find_base(
     if base is None or not type(model).__module__.startswith("transformers."):
         return base, _make_base_lines(None, kind), ()
     return base, _make_base_lines(base, kind), (f"from transformers import {kind}",)
+
+
+def _find_model_class(config: Mapping[str, Any]) -> str:
+    """Return the class of transformers for the base model of an adapter: AutoModel if none is configured."""
+    task = config.get("task_type")
+    mapping = config.get("auto_mapping")
+    if task is None and isinstance(mapping, Mapping):
+        kind, library = mapping.get("base_model_class"), mapping.get("parent_library")
+        if isinstance(kind, str) and kind.isidentifier() and str(library).startswith("transformers."):
+            return kind
+    return _AUTO_CLASSES.get(task or "", "AutoModel")
 
 
 def _choose_base(base_model: str | None, configured: object) -> str | None:

@@ -147,7 +147,7 @@ class SubspaceReport:
         curves = {name: layer.scores for name, layer in self.layers.items() if layer.scores}
         if not curves or self.score is None:
             raise ValueError("evaluate was not given, so that there are no scores to plot")
-        ks = sorted(next(iter(curves.values())))
+        ks = sorted({k for scores in curves.values() for k in scores})  # narrow layers have fewer
         lines = {name: [scores.get(k, math.nan) for k in ks] for name, scores in curves.items()}
         if len(lines) > 1:
             lines["all of them"] = [self.joint_scores.get(k, math.nan) for k in ks]

@@ -118,6 +118,7 @@ def check_output(out: str | os.PathLike[str], overwrite: bool) -> Path:
         raise FileExistsError(f"out is {os.fspath(out)!r}, which is a file; wanted a folder")
     if not overwrite and target.is_dir() and any(target.iterdir()):
         raise FileExistsError(
-            f"out is {os.fspath(out)!r}, which is not empty; wanted a new folder, or overwrite"
+            f"out is {os.fspath(out)!r}, which is not empty; wanted a new folder, or overwrite=True "
+            "(--overwrite)"
         )
     return target

@@ -684,10 +684,12 @@ class DeepLoRA:
         path : path-like
             Path of the folder, which is created if missing.
         modules_to_save : sequence of str
-            Names of other trained modules to write, such as a new head.
+            Names of other trained modules to write, such as a new head. Modules that are not named are not in
+            the folder: a head that was trained would be lost.
         **settings
             Further entries of PEFT's ``adapter_config.json``: ``base_model_name_or_path``, ``revision``,
-            ``task_type``, ``inference_mode``, ``auto_mapping``.
+            ``task_type``, ``inference_mode``, ``auto_mapping``. Without ``task_type``, ``auto_mapping`` is
+            the class of a model of transformers by default.
 
         Raises
         ------

@@ -205,11 +205,20 @@ def write_lora(
         **make_lora_config({name: len(factors.right) for name, (_, factors) in layers.items()}),
         "target_modules": make_target_expression(model, list(layers)),
         "modules_to_save": list(modules) or None,
+        "auto_mapping": None if settings.get("task_type") else _find_auto_mapping(model),
         "fan_in_fan_out": bool(linear) and all(kind == "inputs first" for kind in linear),
         "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
         **settings,
     }
     write_folder(Path(path), tensors, config)
+
+
+def _find_auto_mapping(model: nn.Module) -> dict[str, str] | None:
+    """Return PEFT's entry for the class of a model of transformers, by which ``AutoPeftModel`` makes it."""
+    kind = type(model)
+    if not kind.__module__.startswith("transformers."):
+        return None
+    return {"base_model_class": kind.__name__, "parent_library": kind.__module__}
 
 
 def make_lora_config(ranks: Mapping[str, int]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Target:
         if rank > narrow:
             raise ValueError(
                 f"{name} is {rank}; wanted at most {narrow}, the smaller side of layer {self.name!r} "
-                f"({self.d_out} x {self.d_in})"
+                f"({self.d_out} x {self.d_in}); choose a lower rank, or layers without this one"
             )
 
     @property
@@ -82,6 +82,9 @@ def find_targets(model: nn.Module, layers: LayerChoice) -> list[Target]:
         If nothing is chosen, and for a weight that is shared or computed.
     """
     chosen = find_weights(model, layers, with_unreadable=True)
+    # A glob such as "encoder.*" also fits the factors of adapters that the layers have already.
+    outside = [matrix for matrix in chosen if not isinstance(matrix.module, DeepFactors)]
+    chosen = outside or chosen
     use = find_weight_use(model)
     if layers is None:
         chosen = [

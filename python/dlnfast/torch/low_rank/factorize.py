@@ -74,7 +74,9 @@ def factorize(
     their training is faster accordingly. Started in the subspace of the first gradient, such a network
     learns about as well as the whole one; from a random start of the same rank it learns less.
 
-    The model gets new parameters: make the optimiser after this call, with `Factorization.param_groups`.
+    The model gets new parameters: make the optimiser after this call, with `Factorization.param_groups`. A
+    trained model keeps its function only with ``init="weight"``, approximately, or with `rest` "freeze" or
+    "scale"; otherwise the start replaces the trained weights.
 
     Parameters
     ----------
@@ -635,8 +637,9 @@ class Factorization:
     def collapse(self) -> nn.Module:
         """Replace the products by plain weights, in place, and return the model.
 
-        The weights are those that the layers had, bit for bit; outputs change by rounding. The model gets new
-        parameters, and this handle is of no further use.
+        The weights are those that the layers had, bit for bit; outputs change by rounding. The layers have
+        their original size again: call `compress` with the `ranks` from before for pairs of thin layers. The
+        model gets new parameters, and this handle is of no further use.
 
         Returns
         -------
