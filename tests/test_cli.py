@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: MIT
+"""The command line: runs, specifications, exit statuses, messages and help. Figures: test_figures.py."""
+
 from __future__ import annotations
 
 import errno

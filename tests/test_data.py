@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: MIT
+"""Data sets from local files, one-hot targets, whitening."""
+
 from __future__ import annotations
 
 import gzip

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: MIT
+"""Figures without PyTorch models: their numbers; and the registry, captions and claims of all figures."""
+
 from __future__ import annotations
 
 import json

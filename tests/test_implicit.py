@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: MIT
+"""Lazily sampled weights: the same matrices for all queries, and closures of any width."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: MIT
+"""Initial weights: shapes, norms, distributions, seeds and bad arguments."""
+
 from __future__ import annotations
 
 import itertools

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: MIT
+"""Displays show the values of the run, with bounded numbers of lines."""
+
 from __future__ import annotations
 
 import matplotlib

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: MIT
+"""Problems: low-rank targets, sufficient statistics, losses, and errors for bad arguments."""
+
 from __future__ import annotations
 
 import json

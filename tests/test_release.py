@@ -128,7 +128,7 @@ def test_only_the_job_that_publishes_may_get_a_token_and_only_for_a_tag(wheels_w
 
 
 def test_the_page_on_versions_states_the_limits_of_the_project():
-    page = (ROOT / "docs" / "versioning.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "develop" / "versioning.md").read_text(encoding="utf-8")
     project = PROJECT["project"]
     requirements = [*project["dependencies"], *project["optional-dependencies"]["torch"]]
     limits = dict(text.split(">=") for text in requirements if ";" not in text)

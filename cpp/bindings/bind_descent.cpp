@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// Bindings of gradient descent: runs of the dense and the reduced engine, batches of runs, gradients.
 #include "define.hpp"
 #include "dlnfast/build_info.hpp"
 #include "dlnfast/recorders.hpp"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Products, decompositions, and what is known of a matrix in part.
+// Bindings of products, decompositions and partly known matrices.
 #include "define.hpp"
 #include "dlnfast/basis.hpp"
 #include "dlnfast/product.hpp"

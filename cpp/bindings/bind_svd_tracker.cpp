@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// Bindings of the tracker, whose updates read arrays or call operators in Python.
 #include "dlnfast/svd_tracker.hpp"
 
 #include <cmath>

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+// The content of a module: constants, errors, threads, and the functions of the files bind_*.cpp.
 #include "define.hpp"
 #include "dlnfast/build_info.hpp"
 #include "dlnfast/monitor.hpp"

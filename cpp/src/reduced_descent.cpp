@@ -29,7 +29,7 @@ class ReducedDescent<T>::Impl {
     if (!rates.optimizer)
       small_ = small_descent<T>(size, static_cast<Index>(cores_.size()), objective, rates);
     if (small_ == nullptr) {
-      large_ = std::make_unique<DenseDescent<T>>(cores_, objective, rates, context,
+      dense_ = std::make_unique<DenseDescent<T>>(cores_, objective, rates, context,
                                                  rates.optimizer ? small_limit : 0, state_,
                                                  rates.optimizer ? &scalars_ : nullptr);
       return;
@@ -42,8 +42,8 @@ class ReducedDescent<T>::Impl {
 
   void store() {
     scalars_.store(scalar_state_);
-    if (large_) {
-      large_->store();
+    if (dense_) {
+      dense_->store();
       return;
     }
     for (std::size_t l = 0; l < cores_.size(); ++l) {
@@ -59,13 +59,13 @@ class ReducedDescent<T>::Impl {
 
   void update() {
     stepper().update();
-    if (has_rule_) return;  // it updates the scalars as well
+    if (has_rule_) return;  // the dense engine has updated the scalars with the cores
     scalars_.compute_gradients();
     scalars_.descend();
   }
 
   Stepper& stepper() const {
-    return small_ ? static_cast<Stepper&>(*small_) : static_cast<Stepper&>(*large_);
+    return small_ ? static_cast<Stepper&>(*small_) : static_cast<Stepper&>(*dense_);
   }
 
   void copy_core(Index index, T* out) const {
@@ -106,8 +106,10 @@ class ReducedDescent<T>::Impl {
   MatrixRef<double> scalar_state_;
   bool has_rule_;
   FamilyScalars scalars_;
+  // One of the two steps the cores: `small_` up to `small_limit` by gradient descent, otherwise
+  // `dense_`, at any size if there is another update rule.
   std::unique_ptr<SmallDescent<T>> small_;
-  std::unique_ptr<DenseDescent<T>> large_;
+  std::unique_ptr<DenseDescent<T>> dense_;
 };
 
 template <class T>

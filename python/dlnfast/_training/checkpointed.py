@@ -89,7 +89,7 @@ class CheckpointedRun(ResumableWork):
         """Return the folder of the run with these settings and arrays."""
         return RunFolder(checkpoint.directory, compute_identity(settings, inputs))
 
-    def _is_former_folder(self, law: dict[str, Any] | None) -> bool:
+    def _is_former_folder(self, distribution: dict[str, Any] | None) -> bool:
         """Return whether the folder has the same lazily sampled weights, in an identity without them.
 
         The identities of version 0.1.0 did not depend on lazily sampled weights.
@@ -97,8 +97,9 @@ class CheckpointedRun(ResumableWork):
         if not self.folder.exists:
             return False
         metadata, _ = RunFolder(self.folder.path).request()
-        found: object = metadata["run"]["states"].get("law")
-        return metadata["identity"] == self.folder.identity and law is not None and found == law
+        found: object = metadata["run"]["states"].get("law")  # the name in files since version 0.1.0
+        is_same = distribution is not None and found == distribution
+        return is_same and metadata["identity"] == self.folder.identity
 
     def request(self) -> tuple[dict[str, Any], Arrays]:
         """Return problem, W(0) and settings, and the invariant subspaces of a reduced run."""

@@ -58,7 +58,7 @@ class Records:
 
 
 class StateStorage(Protocol):
-    """Where the driver writes: a `RunFolder`, or one file that is replaced (`Trainer`)."""
+    """Storage of the driver: a `RunFolder`, which documents the methods, or one file (`torch.Trainer`)."""
 
     path: Path
 

@@ -76,7 +76,7 @@ print("\\n" + request["mark"] + json.dumps(result))
 
 
 def restart_without_caps(module: str) -> None:
-    """Start this program again without the settings that cripple a peer; BLAS reads them when it loads.
+    """Restart this program without the variables in `CAPS`, which slow a peer down; BLAS reads them once.
 
     Parameters
     ----------

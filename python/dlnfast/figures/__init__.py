@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""The figures, one file each: settings -> numbers -> picture.
+"""The figures, one module each: settings -> numbers -> picture.
 
-A figure's module has a frozen dataclass `Settings`, whose defaults are the published values, and the two
-functions of `FigureModule`. It calls the package and holds no mathematics of its own. Optional names:
+A module has a frozen dataclass `Settings`, whose fields are made by `setting` and whose defaults are the
+published values, and the functions `compute` and `draw` of `FigureModule`. `draw` writes the title with
+`_captions.set_title`. The module calls the package and has no mathematics of its own. ``numbers["claims"]``
+of its result holds the claims of the source, as `_claims.as_numbers` returns them. Optional names:
 
 * `details(settings, result)` returns the sentences of the caption that the title leaves out.
 * `QUICK`, where the defaults take long, is a dictionary of smaller settings for ``--quick``, and
   `QUICK_TAKES` states their time where it is more than a minute.
-* `TIMED` is True where the figure takes times: the command line then starts again without settings that
-  cripple a library.
+* `TIMED` is True where the figure takes times: the command line then restarts without the variables of
+  `benchmarks.record.CAPS`, which slow NumPy down.
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ class FigureModule(Protocol):
         ...
 
     def draw(self, settings: Any, result: Result) -> Figure:
-        """Return the picture."""
+        """Return the picture, with its title."""
         ...
 
 
