@@ -150,7 +150,7 @@ def test_images_of_role_of_depth_must_be_there(tmp_path, image_folder, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("dataset", ["fashion-mnist"])
+@pytest.mark.parametrize("dataset", ["fashion-mnist", "cifar10"])
 def test_shipped_results_draw_role_of_depth_without_training(monkeypatch, dataset):
     from dlnfast.figures import role_of_depth
 
