@@ -500,3 +500,11 @@ def test_specifications_have_schedules_and_rules(tmp_path):
     assert run.config["optimizer"]["method"] == "polar"
     run.save(tmp_path / "run.npz")
     assert dln.load(tmp_path / "run.npz").config["optimizer"] == run.config["optimizer"]
+
+
+@pytest.mark.parametrize("steps", [2**40, 2**62])
+def test_a_function_is_not_called_for_more_steps_than_memory_holds(steps):
+    calls = []
+    with pytest.raises(MemoryError, match=f"steps is {steps}"):
+        dln.Schedule(lambda step: calls.append(step) or 0.1).resolve(steps)
+    assert not calls

@@ -223,11 +223,20 @@ class Schedule:
         ------
         TypeError, ValueError
             For a function that does not return numbers, or a wrong number of steps.
+        MemoryError
+            If there is no memory for the values of so many steps; the function is not called then.
         """
         count = check_count(steps, "steps", minimum=0)
         if self._function is None:
             return self
         function = self._function
+        try:
+            np.empty(count)
+        except (MemoryError, ValueError):  # NumPy's errors of sizes beyond the memory, and beyond 2^63 bytes
+            raise MemoryError(
+                f"steps is {count}: there is no memory for the values of the function at so many steps; wanted "
+                "fewer, or a schedule that is no function"
+            ) from None
         return Schedule([function(t) for t in range(count)] if count else [0.0])
 
     def values(self, steps: int, n_layers: int | None = None) -> npt.NDArray[np.float64]:
