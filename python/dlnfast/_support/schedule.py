@@ -234,8 +234,8 @@ class Schedule:
             np.empty(count)
         except (MemoryError, ValueError):  # NumPy's errors of sizes beyond the memory, and beyond 2^63 bytes
             raise MemoryError(
-                f"steps is {count}: there is no memory for the values of the function at so many steps; wanted "
-                "fewer, or a schedule that is no function"
+                f"steps is {count}: there is no memory for the values of the function at so many steps; "
+                "wanted fewer, or a schedule that is no function"
             ) from None
         return Schedule([function(t) for t in range(count)] if count else [0.0])
 
