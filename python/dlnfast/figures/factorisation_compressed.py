@@ -214,7 +214,7 @@ def draw(settings: Settings, result: Result) -> Figure:
 
     figure = Figure(figsize=(13.0, 9.4))
     grid = figure.add_gridspec(
-        2, 2, left=0.065, right=0.985, bottom=0.06, top=0.875, hspace=0.27, wspace=0.18
+        2, 2, left=0.065, right=0.985, bottom=0.06, top=0.915, hspace=0.27, wspace=0.18
     )
     widths = {_FULL: settings.full_dim, _REDUCED: settings.full_dim, _LARGE: settings.dim}
     names = {_FULL: "full", _REDUCED: "compressed", _LARGE: "compressed"}
