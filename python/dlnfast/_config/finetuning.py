@@ -77,18 +77,10 @@ _SECTIONS: Final[dict[str, dict[str, Key]]] = {
         "final_rate": number(0.1),
         "epsilon": number(1e-8),
         "train_head": boolean(True),
-        "match_updates": Key(
-            lambda v: isinstance(v, bool),
-            "true or false",
-            True,
-            help="Whether learning rates follow the shapes of the factors; false: eta is the rate of all.",
+        "match_updates": boolean(True).explained(
+            "Whether learning rates follow the shapes of the factors; false: eta is the rate of all."
         ),
-        "dropout": Key(
-            lambda v: isinstance(v, bool),
-            "true or false",
-            False,
-            help="Whether the pretrained model trains with its own dropout.",
-        ),
+        "dropout": boolean(False).explained("Whether the pretrained model trains with its own dropout."),
         "precision": Key(
             lambda v: v in PRECISIONS,
             " or ".join(PRECISIONS),

@@ -25,7 +25,7 @@ from .._config import finetuning
 from .._datasets.text import TASKS
 from .._support.arrays import check_count
 from ..plots import COLOURS, LineDisplay, RankDisplay
-from . import Result, setting
+from . import Result, _stored, setting
 from ._captions import set_title
 from ._claims import Claim, as_numbers, compare_pairs, t_interval
 
@@ -46,7 +46,7 @@ PUBLISHED_RANKS: Final[Mapping[int, tuple[float, float]]] = {
     64: (0.175, 0.667),
 }
 #: Results of the default settings, one line of JSON for each run.
-SHIPPED: Final = Path(__file__).parent / "_results" / "deep_lora_fewshot.jsonl"
+SHIPPED: Final = _stored.SHIPPED / "deep_lora_fewshot.jsonl"
 
 _LABELS: Final = {"lora": "LoRA", "deep-lora": "Deep LoRA"}
 _OLD: Final = "Deep LoRA, defaults of 0.1.0"

@@ -129,7 +129,20 @@ def model_card(
         raise TypeError(f"tags is {tags!r}; wanted a sequence of strings")
     for tag in tags:
         _check_text(tag, "tags")
-    facts = [*content.facts, *_format_errors(truncations), *_format_training(training)]
+    facts = [*_format_errors(truncations), *_format_training(training)]
+    return _format_card(content, repo_id, license=license, tags=tags, facts=facts)
+
+
+def _format_card(
+    content: _Content,
+    repo_id: str,
+    *,
+    license: str | None = None,
+    tags: Sequence[str] = (),
+    facts: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Return the text of a card, with further rows of the table."""
+    facts = [*content.facts, *facts]
     rows = [f"| {_escape(name)} | {_escape(value)} |" for name, value in facts]
     lines = [
         *_format_metadata(content, license, tags),
@@ -249,7 +262,7 @@ def push_to_hub(
             for name in content.files:
                 _link(Path(source) / name, folder / name)
         if card is None and not (folder / _CARD).exists():
-            card = model_card(source, repo_id, base_model=base_model)
+            card = _format_card(content, repo_id)
         if card is not None:
             (folder / _CARD).unlink(missing_ok=True)
             write_text_whole(folder / _CARD, card)
